@@ -1,1 +1,11 @@
-//! Placeholder.
+//! Packets, flows, hops and capture files.
+//!
+//! Owns: the views of a captured frame, the pcapng format, what a client and a backend report of one
+//! exchange, and the correlation of one packet across rewrites. Does not own: sockets, files, or any
+//! judgement. Between the node roles and the verdict.
+
+pub mod exchange;
+pub mod point;
+
+pub use exchange::{Exchange, Outcome, ServedBy, Timings};
+pub use point::{CapturePoint, HostKind};
