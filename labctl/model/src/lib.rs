@@ -6,6 +6,22 @@
 pub mod plan;
 
 pub use plan::{
-    Affinity, ClientPlan, DatapathPlan, Mode, NodePlan, NodeRole, Plan, PodPlan, Protocol, ProviderKind,
-    ServicePlan, TrafficPolicy, TrafficPlan, WireFormat,
+    Affinity, ClientPlan, DatapathPlan, ExpectedStatus, Fault, FaultPlan, FaultScope, Mode, NodePlan,
+    NodeRole, Plan, PodPlan, Protocol, ProviderKind, ServicePlan, TrafficPlan, TrafficPolicy, WireFormat,
 };
+
+/// Names of the checks that `verify` runs, in the order of its report. Lab files name them in `expect`.
+pub const CHECK_NAMES: [&str; 12] = [
+    "handshake",
+    "client-ip",
+    "return-path",
+    "reply-source",
+    "dsr-option",
+    "request-path",
+    "ttl",
+    "l2-source",
+    "checksums",
+    "mtu",
+    "no-resets",
+    "conservation",
+];

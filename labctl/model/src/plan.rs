@@ -1,6 +1,7 @@
 //! The plan: a lab with every default filled in and every name resolved. All later stages read this
 //! and nothing else; providers store it as JSON beside the lab so that `verify` and `down` find it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -111,6 +112,13 @@ pub struct Plan {
     pub datapath: DatapathPlan,
     /// Node image of the kind provider; `None` is kind's own default.
     pub image: Option<String>,
+    /// Disturbances that the provider sets up after the nodes and before the datapath.
+    #[serde(default)]
+    pub faults: Vec<FaultPlan>,
+    /// Checks whose expected outcome differs from the mode's own, by check name (one of
+    /// [`crate::CHECK_NAMES`]).
+    #[serde(default)]
+    pub expect: BTreeMap<String, ExpectedStatus>,
 }
 
 /// The client host.
@@ -201,6 +209,85 @@ pub struct DatapathPlan {
     pub events: bool,
 }
 
+/// One disturbance and where it is set up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultPlan {
+    /// What is disturbed.
+    pub fault: Fault,
+    /// Where.
+    pub on: FaultScope,
+}
+
+/// What a netns lab can disturb with sysctls, nftables and link settings alone. In JSON
+/// `{"name": "pod-mtu", "mtu": 1280}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case")]
+pub enum Fault {
+    /// Strict reverse path filter: `net.ipv4.conf.{all,default,<every interface>}.rp_filter = 1`.
+    /// Scope `All` includes the client.
+    RpFilterStrict,
+    /// A forward hook with `ct state invalid drop` on the nodes.
+    DropInvalid,
+    /// A forward hook with policy drop on the nodes, and no rule that accepts.
+    ForwardDrop,
+    /// The switch drops every IPv4 packet that carries header options (IHL above 5) on its way out to
+    /// these nodes, as many routers and clouds do. Scope `All` includes the client's port.
+    DropOptions,
+    /// Segmentation, receive and checksum offloads off on every veth of the nodes and of their pods, so that
+    /// each packet on the wire is a packet as a real link would carry it. Scope `All` includes
+    /// the client and the switch's ends.
+    OffloadsOff,
+    /// A smaller MTU on both ends of every pod's veth on the nodes.
+    PodMtu {
+        /// MTU in bytes; at least 576 and less than [`Plan::mtu`].
+        mtu: u16,
+    },
+}
+
+/// Where a fault is set up. In JSON `"all"` or `{"nodes": ["worker"]}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FaultScope {
+    /// Everywhere that the fault's description names.
+    All,
+    /// On these nodes, which exist, each once, in the order of the file; nowhere else.
+    Nodes(Vec<String>),
+}
+
+impl FaultScope {
+    /// Whether this node is disturbed.
+    pub fn covers(&self, node: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Nodes(names) => names.iter().any(|name| name == node),
+        }
+    }
+}
+
+/// What a lab expects of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ExpectedStatus {
+    /// The check passes.
+    Pass,
+    /// The check fails: the lab shows what happens when it does.
+    Fail,
+}
+
+impl Fault {
+    /// The name that lab files use.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::RpFilterStrict => "rp-filter-strict",
+            Self::DropInvalid => "drop-invalid",
+            Self::ForwardDrop => "forward-drop",
+            Self::DropOptions => "drop-options",
+            Self::OffloadsOff => "offloads-off",
+            Self::PodMtu { .. } => "pod-mtu",
+        }
+    }
+}
+
 impl Plan {
     /// The node with this name.
     pub fn node(&self, name: &str) -> Option<&NodePlan> {
@@ -247,6 +334,7 @@ display_as! {
     ProviderKind { Netns => "netns", Kind => "kind", Cluster => "cluster" }
     Protocol { Tcp => "tcp", Udp => "udp" }
     TrafficPolicy { Cluster => "Cluster", Local => "Local" }
+    ExpectedStatus { Pass => "pass", Fail => "fail" }
     Affinity { None => "None", ClientIP => "ClientIP" }
     NodeRole { ControlPlane => "control-plane", Worker => "worker" }
 }
