@@ -5,7 +5,8 @@
 //! judgement. Between the node roles and the verdict.
 
 pub mod exchange;
+pub mod pcapng;
 pub mod point;
 
 pub use exchange::{Exchange, Outcome, ServedBy, Timings};
-pub use point::{CapturePoint, HostKind};
+pub use point::{CapturePoint, Direction, HostKind};
