@@ -1,0 +1,88 @@
+//! `labctl doctor`: what this machine can do, and the command that mends each lack.
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::exit::Exit;
+use crate::failure::Outcome;
+use crate::host::{self, Area, Finding, Status};
+use crate::ui::{Paint, Tone, Ui};
+
+/// Check that this machine can run labs, by trying it.
+///
+/// Exits with 0 if labs on network namespaces can run here, else with 3. Missing tools are named and do
+/// not count: labctl needs none of them.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// How to print the findings.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// The JSON of `labctl doctor`.
+#[derive(Serialize)]
+struct Report<'a> {
+    schema: &'static str,
+    ready: bool,
+    findings: &'a [Finding],
+}
+
+impl Args {
+    pub(crate) fn exec(self, ui: &Ui) -> Outcome {
+        let findings = host::examine();
+        let ready = !findings.iter().any(Finding::blocks);
+        match self.format {
+            Format::Json => ui.json(&Report { schema: "labctl.doctor/v1", ready, findings: &findings })?,
+            Format::Text => ui.text(&text(&findings, ready, ui.paint()))?,
+        }
+        Ok(if ready { Exit::Ok } else { Exit::HostUnfit })
+    }
+}
+
+fn text(findings: &[Finding], ready: bool, paint: Paint) -> String {
+    let mut text = String::new();
+    for (area, title) in
+        [(Area::Privileges, "privileges"), (Area::Kernel, "kernel"), (Area::Tools, "tools (optional)")]
+    {
+        text.push_str(&format!("{title}\n"));
+        for finding in findings.iter().filter(|f| f.area == area) {
+            text.push_str(&line(finding, paint));
+        }
+    }
+    text.push_str(&conclusion(findings, ready, paint));
+    text
+}
+
+fn line(finding: &Finding, paint: Paint) -> String {
+    let mark = match finding.status {
+        Status::Ok => paint.tone(Tone::Good, "✓"),
+        _ if !finding.required => paint.tone(Tone::Warn, "-"),
+        Status::Missing => paint.tone(Tone::Bad, "✗"),
+        Status::Unknown => paint.tone(Tone::Warn, "?"),
+    };
+    let mut line = format!("  {mark} {:18} {}\n", finding.name, finding.detail);
+    if let Some(fix) = &finding.fix {
+        line.push_str(&format!("    {:18} {} {fix}\n", "", paint.tone(Tone::Name, "→")));
+    }
+    line
+}
+
+fn conclusion(findings: &[Finding], ready: bool, paint: Paint) -> String {
+    if ready {
+        return format!(
+            "{}: labs on network namespaces run here. Next: labctl up dsr\n",
+            paint.tone(Tone::Good, "ready")
+        );
+    }
+    let blocking: Vec<&str> = findings.iter().filter(|f| f.blocks()).map(|f| f.name).collect();
+    format!("{}: {}\n", paint.tone(Tone::Bad, "not ready"), blocking.join(", "))
+}
