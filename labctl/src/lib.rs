@@ -13,6 +13,7 @@ mod cmd;
 mod exit;
 mod failure;
 mod host;
+mod run;
 mod ui;
 
 pub use exit::Exit;

@@ -8,7 +8,7 @@ use crate::exit::Exit;
 use crate::failure::Outcome;
 use crate::ui::Ui;
 
-/// Print a completion script for your shell.
+/// Print a completion script for your shell
 ///
 /// bash: labctl completions bash > /etc/bash_completion.d/labctl
 /// zsh:  labctl completions zsh > "${fpath[1]}/_labctl"

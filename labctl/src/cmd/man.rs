@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
+use clap::builder::Resettable;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
@@ -48,14 +49,14 @@ impl Args {
 /// that `--help` ends with.
 fn root_page() -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
-    Man::new(built_root().after_help("")).render(&mut page)?;
+    Man::new(built_root().after_help(Resettable::Reset)).render(&mut page)?;
     page.extend(exit_section().to_roff().into_bytes());
     Ok(page)
 }
 
 /// The command tree without hidden commands: they are not for people.
 fn built_root() -> clap::Command {
-    let mut root = Cli::command();
+    let mut root = Cli::command().disable_help_subcommand(true);
     root.build();
     root
 }
@@ -74,7 +75,7 @@ fn exit_section() -> Roff {
 fn write_pages(dir: &Path) -> io::Result<()> {
     std::fs::create_dir_all(dir)?;
     std::fs::write(dir.join("labctl.1"), root_page()?)?;
-    for command in built_root().get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
+    for command in built_root().get_subcommands().filter(|c| !c.is_hide_set()) {
         let name = format!("labctl-{}", command.get_name());
         let mut page = Vec::new();
         Man::new(command.clone()).title(name.to_uppercase()).render(&mut page)?;

@@ -1,0 +1,318 @@
+//! A role process (`labctl node ...`) inside a node, a pod or the client: its one ready line, its
+//! remaining output, its end.
+//!
+//! Owns: the child and the pipe from its stdout. Its stderr goes into a log file, and the last lines of
+//! that file belong to every error: a role that fails has said why there. A role that is dropped before
+//! it ended is killed and reaped, so an interrupted command leaves none behind.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, ExitStatus};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::interrupt::{Interrupt, Woken};
+
+/// A running role.
+#[derive(Debug)]
+pub(crate) struct Role {
+    what: String,
+    child: Option<Child>,
+    stdout: ChildStdout,
+    output: Vec<u8>,
+    closed: bool,
+    log: PathBuf,
+}
+
+/// Why a role did not do what was waited for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RoleError {
+    /// It ended, or closed its output, first.
+    #[error("{what} ended with {status} before {awaited}{}", tail(log))]
+    Ended {
+        /// Which role.
+        what: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What was waited for.
+        awaited: &'static str,
+        /// Its stderr.
+        log: PathBuf,
+    },
+    /// The deadline passed.
+    #[error("{what}: {awaited} did not come within {} ms{}", limit.as_millis(), tail(log))]
+    TimedOut {
+        /// Which role.
+        what: String,
+        /// What was waited for.
+        awaited: &'static str,
+        /// How long it had.
+        limit: Duration,
+        /// Its stderr.
+        log: PathBuf,
+    },
+    /// Its output is not what the protocol says.
+    #[error("{what} said something that is not {awaited}: {line}")]
+    Garbled {
+        /// Which role.
+        what: String,
+        /// What was waited for.
+        awaited: &'static str,
+        /// What it said.
+        line: String,
+    },
+    /// Its pipe or its process could not be handled.
+    #[error("{what}: {source}")]
+    Io {
+        /// Which role.
+        what: String,
+        /// The operating system's words.
+        source: io::Error,
+    },
+    /// A signal came.
+    #[error("interrupted while waiting for {awaited}")]
+    Interrupted {
+        /// What was waited for.
+        awaited: &'static str,
+    },
+}
+
+impl Role {
+    /// Takes over a child whose stdout is a pipe; `what` names it in errors, for example
+    /// `capture on worker`; `log` is the file that its stderr goes to.
+    ///
+    /// # Errors
+    /// [`RoleError::Io`] when the child has no stdout pipe.
+    pub(crate) fn new(what: impl Into<String>, mut child: Child, log: PathBuf) -> Result<Self, RoleError> {
+        let what = what.into();
+        let error = |what: &str, source| RoleError::Io { what: what.to_owned(), source };
+        let Some(stdout) = child.stdout.take() else {
+            return Err(error(&what, io::Error::other("started without a pipe for its output")));
+        };
+        // Reads must not wait for one role while another one has something to say.
+        fcntl(&stdout, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|e| error(&what, e.into()))?;
+        Ok(Self { what, child: Some(child), stdout, output: Vec::new(), closed: false, log })
+    }
+
+    /// What it is, as in errors.
+    pub(crate) fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// The write end of its stdin, once.
+    pub(crate) fn stdin(&mut self) -> Option<ChildStdin> {
+        self.child.as_mut().and_then(|child| child.stdin.take())
+    }
+
+    /// Sends a signal; a role that has ended already is left alone.
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Some(child) = &self.child {
+            // The child is not reaped yet, so its number cannot belong to anybody else.
+            let _ = kill(Pid::from_raw(child.id() as i32), signal);
+        }
+    }
+
+    /// Lets it run on by itself (backends): it is neither killed nor waited for from here on.
+    pub(crate) fn detach(mut self) -> Option<u32> {
+        self.child.take().map(|child| child.id())
+    }
+
+    /// Reads what there is. Returns once nothing more is there now.
+    fn drain(&mut self) -> Result<(), RoleError> {
+        let mut chunk = [0u8; 4096];
+        while !self.closed {
+            match self.stdout.read(&mut chunk) {
+                Ok(0) => self.closed = true,
+                Ok(n) => self.output.extend_from_slice(&chunk[..n]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(source) => return Err(RoleError::Io { what: self.what.clone(), source }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the first whole line out of what has been read.
+    fn take_line(&mut self) -> Option<String> {
+        let end = self.output.iter().position(|byte| *byte == b'\n')?;
+        let line: Vec<u8> = self.output.drain(..=end).collect();
+        Some(String::from_utf8_lossy(&line[..end]).into_owned())
+    }
+
+    /// Reaps a child that has closed its output, and is therefore ending.
+    fn reap(&mut self) -> Result<ExitStatus, RoleError> {
+        let status =
+            self.child.as_mut().map_or_else(|| Err(io::Error::other("waited for twice")), Child::wait);
+        self.child = None;
+        status.map_err(|source| RoleError::Io { what: self.what.clone(), source })
+    }
+
+    fn ended(&mut self, awaited: &'static str) -> RoleError {
+        match self.reap() {
+            Ok(status) => {
+                RoleError::Ended { what: self.what.clone(), status, awaited, log: self.log.clone() }
+            }
+            Err(error) => error,
+        }
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It ended by itself, or it must not outlive the command; either way it is reaped.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Waits until every role has printed one line; returns the lines in the order of the roles.
+/// `awaited` completes "… did not come within": `its ready line`.
+pub(crate) fn next_lines(
+    roles: &mut [Role],
+    interrupt: &Interrupt,
+    awaited: &'static str,
+    limit: Duration,
+) -> Result<Vec<String>, RoleError> {
+    let mut lines: Vec<Option<String>> = roles.iter_mut().map(Role::take_line).collect();
+    let deadline = Instant::now() + limit;
+    while lines.iter().any(Option::is_none) {
+        let waiting: Vec<usize> = (0..roles.len()).filter(|i| lines[*i].is_none()).collect();
+        wait_for(roles, &waiting, interrupt, awaited, limit, deadline)?;
+        for index in waiting {
+            let role = &mut roles[index];
+            role.drain()?;
+            lines[index] = role.take_line();
+            if lines[index].is_none() && role.closed {
+                return Err(role.ended(awaited));
+            }
+        }
+    }
+    Ok(lines.into_iter().flatten().collect())
+}
+
+/// Waits until every role has ended well; returns what each printed after the lines already taken.
+pub(crate) fn finish(
+    mut roles: Vec<Role>,
+    interrupt: &Interrupt,
+    awaited: &'static str,
+    limit: Duration,
+) -> Result<Vec<String>, RoleError> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let waiting: Vec<usize> = (0..roles.len()).filter(|i| !roles[*i].closed).collect();
+        if waiting.is_empty() {
+            break;
+        }
+        wait_for(&roles, &waiting, interrupt, awaited, limit, deadline)?;
+        for index in waiting {
+            roles[index].drain()?;
+        }
+    }
+    roles.iter_mut().map(|role| collect(role, awaited)).collect()
+}
+
+/// The end of a role whose output is complete.
+fn collect(role: &mut Role, awaited: &'static str) -> Result<String, RoleError> {
+    let status = role.reap()?;
+    if !status.success() {
+        return Err(RoleError::Ended { what: role.what.clone(), status, awaited, log: role.log.clone() });
+    }
+    Ok(String::from_utf8_lossy(&role.output).into_owned())
+}
+
+fn wait_for(
+    roles: &[Role],
+    waiting: &[usize],
+    interrupt: &Interrupt,
+    awaited: &'static str,
+    limit: Duration,
+    deadline: Instant,
+) -> Result<(), RoleError> {
+    let fds: Vec<BorrowedFd<'_>> = waiting.iter().map(|i| roles[*i].stdout.as_fd()).collect();
+    match interrupt.wait(&fds, Some(deadline)) {
+        Woken::Readable => Ok(()),
+        Woken::Interrupted => Err(RoleError::Interrupted { awaited }),
+        Woken::Deadline => {
+            let role = &roles[waiting[0]];
+            Err(RoleError::TimedOut { what: role.what.clone(), awaited, limit, log: role.log.clone() })
+        }
+    }
+}
+
+/// The last lines of a role's log, ready to follow a sentence; nothing when it is empty.
+fn tail(log: &Path) -> String {
+    /// More than this is not read in an error message; the file stays for the rest.
+    const LINES: usize = 5;
+    let mut text = String::new();
+    let read = File::open(log).and_then(|mut file| file.read_to_string(&mut text));
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    if read.is_err() || lines.is_empty() {
+        return String::new();
+    }
+    format!(": {}", lines[lines.len().saturating_sub(LINES)..].join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    fn shell(script: &str, log: &Path) -> Role {
+        let child = Command::new("sh")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(log).unwrap())
+            .spawn()
+            .unwrap();
+        Role::new("capture on worker", child, log.to_owned()).unwrap()
+    }
+
+    fn interrupt() -> Interrupt {
+        Interrupt::detached().unwrap()
+    }
+
+    #[test]
+    fn lines_come_in_the_order_of_the_roles() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        // The first one speaks only after its stdin is closed, so the second one is always earlier.
+        let mut roles = vec![shell("cat; echo one; echo rest", &log), shell("echo two", &log)];
+        drop(roles[0].stdin());
+        let limit = Duration::from_secs(10);
+        assert_eq!(next_lines(&mut roles, &interrupt(), "its line", limit).unwrap(), ["one", "two"]);
+        assert_eq!(finish(roles, &interrupt(), "its end", limit).unwrap(), ["rest\n", ""]);
+    }
+
+    #[test]
+    fn a_role_that_ends_early_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut roles = [shell("echo no such interface >&2; exit 5", &dir.path().join("log"))];
+        let error =
+            next_lines(&mut roles, &interrupt(), "its ready line", Duration::from_secs(10)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "capture on worker ended with exit status: 5 before its ready line: no such interface"
+        );
+    }
+
+    #[test]
+    fn a_silent_role_runs_into_the_deadline_and_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut roles = [shell("cat", &dir.path().join("log"))];
+        let pid = roles[0].child.as_ref().unwrap().id() as i32;
+        let error =
+            next_lines(&mut roles, &interrupt(), "its ready line", Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.to_string(), "capture on worker: its ready line did not come within 20 ms");
+        drop(roles);
+        assert_eq!(kill(Pid::from_raw(pid), None), Err(nix::errno::Errno::ESRCH));
+    }
+}
