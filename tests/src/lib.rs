@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What the test binaries share: a private bpffs, and packets.
+
+pub mod bpffs;

@@ -1,1 +1,27 @@
-//! Placeholder.
+//! The node agent's library: from desired state to attached programs and filled maps.
+//!
+//! Owns: the embedded eBPF object, its loading and attaching, the pins, the maps' contents, and reading
+//! them back. Does not own: where desired state comes from (a plan, or a Kubernetes API), and processes.
+//!
+//! Everything is pinned below one folder of a bpffs, so nothing here needs to keep running: the datapath
+//! lives on its pins, and [`apply`] on existing pins replaces programs atomically and updates maps in
+//! place. Call it from a thread that is in the node's network namespace.
+
+mod apply;
+mod attach;
+mod maglev;
+mod maps;
+mod object;
+mod state;
+mod status;
+mod sync;
+
+pub use apply::{Applied, ApplyError, Links, apply, open};
+pub use attach::{AttachError, AttachKind};
+pub use maglev::maglev_table;
+pub use object::{OBJECT, supports_mutations};
+pub use state::{
+    AttachMode, BackendState, DatapathMode, DatapathOptions, LocalPod, NodeState, Proto, ServiceState,
+};
+pub use status::{DatapathStatus, FlowRecord, MapFill, ProgramStatus, StatusError, flows, status};
+pub use sync::{SyncError, backend_id, settings};

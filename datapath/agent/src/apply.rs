@@ -1,0 +1,304 @@
+//! One call that makes a node's datapath what the state says: load, fill, attach, pin.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use aya::maps::Array;
+use aya::programs::tc::TcAttachType;
+use aya::programs::{ProgramError, SchedClassifier};
+use aya::{EbpfError, EbpfLoader};
+use datapath_types::{ABI_VERSION, Endpoint};
+use serde::{Deserialize, Serialize};
+
+use crate::attach::{AttachError, AttachKind, Point, attach, remove_stale};
+use crate::maps;
+use crate::object::{OBJECT, supports_mutations};
+use crate::state::NodeState;
+use crate::sync::{Desired, SyncError, settings, sync};
+
+/// What [`apply`] did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// `program@interface` of everything attached.
+    pub attached: Vec<String>,
+    /// How.
+    pub kind: AttachKind,
+    /// Whether pins of an earlier agent were taken over.
+    pub reused: bool,
+}
+
+/// The datapath could not be made what the state says.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A named interface does not exist in this namespace.
+    #[error("find interface {interface} of node {node}")]
+    Interface {
+        /// Node name.
+        node: String,
+        /// Interface name.
+        interface: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The pin folder could not be made.
+    #[error("make the pin folder {}; is it on a bpf filesystem?", path.display())]
+    PinFolder {
+        /// Folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Pins of another layout are in the way.
+    #[error(
+        "take over the pins in {}: they have ABI version {found}, this build has {ABI_VERSION}; \
+         run `labctl down` with the version that made them, then `labctl up`",
+        path.display()
+    )]
+    Abi {
+        /// Pin folder.
+        path: PathBuf,
+        /// Version of the pins.
+        found: u32,
+    },
+    /// The state asks for a test switch that this build does not have.
+    #[error("use mutation {0}: this build has no feature `mutations`")]
+    Mutation(u32),
+    /// The kernel, or the object, does not allow it.
+    #[error("load the eBPF object{}", hint(source))]
+    Load {
+        /// What aya said.
+        #[source]
+        source: Box<EbpfError>,
+    },
+    /// The verifier rejected a program.
+    #[error("load program {program}")]
+    Program {
+        /// Program name.
+        program: &'static str,
+        /// What the verifier said.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// A map could not be filled.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
+    /// A program could not be attached.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// Links of interfaces that are gone could not be removed.
+    #[error("remove stale links in {}", path.display())]
+    Stale {
+        /// Folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The most frequent cause in words.
+fn hint(error: &EbpfError) -> &'static str {
+    let text = format!("{error:?}");
+    if text.contains("code: 1,") || text.contains("PermissionDenied") {
+        "; it takes root, or CAP_BPF and CAP_NET_ADMIN"
+    } else {
+        ""
+    }
+}
+
+/// Makes the datapath of the node whose network namespace the calling thread is in what `state` says, with
+/// all pins below `pins`, a folder of a bpffs. On existing pins it replaces programs atomically and changes
+/// only the map entries that differ; no packet is lost.
+///
+/// # Errors
+/// [`ApplyError`]. What was attached before a failure stays attached: it was right before, or the caller
+/// takes the whole lab down.
+pub fn apply(state: &NodeState, pins: &Path) -> Result<Applied, ApplyError> {
+    if state.options.mutation != 0 && !supports_mutations() {
+        return Err(ApplyError::Mutation(state.options.mutation));
+    }
+    let links = Links { uplink: interface(state, &state.uplink)?, pods: endpoints(state)? };
+    let (mut ebpf, reused) = open(state, &links, pins)?;
+    let points = points(state);
+    let folder = maps::links_folder(pins);
+    let mut kind = AttachKind::Tcx;
+    for (program, points) in &points {
+        let program = classifier(&mut ebpf, program)?;
+        for point in points {
+            kind = attach(program, point, &folder, state.options.attach)?;
+        }
+    }
+    let all: Vec<&Point<'_>> = points.iter().flat_map(|(_, points)| points).collect();
+    let wanted: Vec<PathBuf> = all.iter().map(|p| p.pin(&folder)).collect();
+    remove_stale(&folder, &wanted).map_err(|source| ApplyError::Stale { path: folder, source })?;
+    let attached = all.iter().map(|p| format!("{}@{}", p.program, p.interface)).collect();
+    Ok(Applied { attached, kind, reused })
+}
+
+/// What the node's interfaces are to the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Links {
+    /// Index and MTU of the uplink.
+    pub uplink: Endpoint,
+    /// Index and MTU of each local pod's veth.
+    pub pods: BTreeMap<Ipv4Addr, Endpoint>,
+}
+
+/// Loads the object with its maps pinned and filled, but no program loaded or attached yet; true if pins
+/// of an earlier agent were taken over. [`apply`] goes on from here; packet tests run the programs.
+///
+/// # Errors
+/// [`ApplyError`].
+pub fn open(state: &NodeState, links: &Links, pins: &Path) -> Result<(aya::Ebpf, bool), ApplyError> {
+    let reused = prepare_pins(pins)?;
+    let desired = Desired::new(state, &links.pods);
+    let mut ebpf = load(state, pins, links.uplink, &desired)?;
+    write_abi(&mut ebpf)?;
+    sync(&mut ebpf, &desired)?;
+    Ok((ebpf, reused))
+}
+
+/// Makes the pin folders; true if an earlier agent's pins of our layout are there.
+fn prepare_pins(pins: &Path) -> Result<bool, ApplyError> {
+    for path in [maps::folder(pins), maps::links_folder(pins)] {
+        fs::create_dir_all(&path).map_err(|source| ApplyError::PinFolder { path, source })?;
+    }
+    let abi = maps::folder(pins).join(maps::ABI);
+    if !abi.exists() {
+        return Ok(false);
+    }
+    let found = read_abi(&abi).unwrap_or(0);
+    if found != ABI_VERSION {
+        return Err(ApplyError::Abi { path: pins.to_path_buf(), found });
+    }
+    Ok(true)
+}
+
+/// The version in a pinned `ABI` map.
+pub(crate) fn read_abi(pin: &Path) -> Option<u32> {
+    let data = aya::maps::MapData::from_pin(pin).ok()?;
+    let array: Array<_, u32> = Array::try_from(aya::maps::Map::Array(data)).ok()?;
+    array.get(&0, 0).ok()
+}
+
+fn write_abi(ebpf: &mut aya::Ebpf) -> Result<(), SyncError> {
+    let fail = |source| SyncError { map: maps::ABI, source };
+    let map = ebpf.map_mut(maps::ABI).expect("the object defines every map in maps::ALL");
+    let mut array: Array<_, u32> = Array::try_from(map).map_err(fail)?;
+    array.set(0, ABI_VERSION, 0).map_err(fail)
+}
+
+/// Index and MTU of an interface of this namespace.
+fn interface(state: &NodeState, name: &str) -> Result<Endpoint, ApplyError> {
+    let fail =
+        |source| ApplyError::Interface { node: state.node.clone(), interface: name.into(), source };
+    let c_name = CString::new(name).map_err(|e| fail(e.into()))?;
+    // SAFETY: a NUL-terminated string.
+    let index = unsafe { libc::if_nametoindex(c_name.as_ptr()) };
+    if index == 0 {
+        return Err(fail(io::Error::last_os_error()));
+    }
+    let mtu = mtu_of(&c_name).map_err(fail)?;
+    Ok(Endpoint { ifindex: index, mtu })
+}
+
+/// Asks the kernel with SIOCGIFMTU: sysfs shows the mount's namespace, not the thread's.
+fn mtu_of(name: &CString) -> io::Result<u32> {
+    use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+
+    // SAFETY: plain arguments; the result is checked.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` is a fresh descriptor that nobody else owns.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: all zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()).take(libc::IFNAMSIZ - 1) {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: `request` is a valid ifreq and outlives the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: SIOCGIFMTU fills this member.
+    Ok(unsafe { request.ifr_ifru.ifru_mtu } as u32)
+}
+
+/// Index and MTU of every local pod's veth.
+fn endpoints(state: &NodeState) -> Result<BTreeMap<Ipv4Addr, Endpoint>, ApplyError> {
+    let mut found = BTreeMap::new();
+    for pod in &state.pods {
+        found.insert(pod.address, interface(state, &pod.interface)?);
+    }
+    Ok(found)
+}
+
+/// Room for at least `need` entries, and some to grow into while pinned.
+fn room(need: usize) -> u32 {
+    (need as u32 * 2).next_power_of_two().max(64)
+}
+
+/// Loads the object: settings in, maps sized and pinned, programs not yet.
+fn load(
+    state: &NodeState,
+    pins: &Path,
+    uplink: Endpoint,
+    desired: &Desired,
+) -> Result<aya::Ebpf, ApplyError> {
+    let settings = settings(state, uplink.ifindex, uplink.mtu);
+    let folder = maps::folder(pins);
+    let tables = desired.maglev.len() as u32 / datapath_types::MAGLEV_SLOTS;
+    let ring = if state.options.events { 256 * 1024 } else { 4096 };
+    EbpfLoader::new()
+        // No program needs the kernel's BTF (no CO-RE), and parsing it costs more than all else here.
+        .btf(None)
+        .default_map_pin_directory(&folder)
+        .override_global("SETTINGS", &settings, true)
+        .map_max_entries(maps::FRONTENDS, room(desired.frontends.len()))
+        .map_max_entries(maps::BACKENDS, room(desired.backends.len()))
+        .map_max_entries(maps::BACKEND_SOCKETS, room(desired.sockets.len()))
+        .map_max_entries(maps::MAGLEV, (tables + 4).next_power_of_two() * datapath_types::MAGLEV_SLOTS)
+        .map_max_entries(maps::ENDPOINTS, room(desired.endpoints.len()))
+        .map_max_entries(maps::NODES, room(desired.nodes.len()))
+        .map_max_entries(maps::FLOWS, state.options.flows)
+        .map_max_entries(maps::EVENTS, ring)
+        .load(OBJECT)
+        .map_err(|source| ApplyError::Load { source: Box::new(source) })
+}
+
+/// A program of the object, loaded into the kernel.
+fn classifier<'a>(
+    ebpf: &'a mut aya::Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, ApplyError> {
+    let fail = |source| ApplyError::Program { program: name, source: Box::new(source) };
+    let program = ebpf.program_mut(name).expect("the object defines the four programs");
+    let program: &mut SchedClassifier = program.try_into().map_err(fail)?;
+    program.load().map_err(fail)?;
+    Ok(program)
+}
+
+/// Which program goes where. Replies are caught at the pods before requests are let in at the uplink, so
+/// no reply can leave unrewritten while a node comes up.
+fn points(state: &NodeState) -> Vec<(&'static str, Vec<Point<'_>>)> {
+    let at_pods = |program, hook| {
+        let points = state.pods.iter();
+        (program, points.map(|pod| Point { program, interface: &pod.interface, hook }).collect())
+    };
+    let at_uplink =
+        |program, hook| (program, vec![Point { program, interface: &state.uplink, hook }]);
+    vec![
+        at_pods("from_pod", TcAttachType::Ingress),
+        at_pods("to_pod", TcAttachType::Egress),
+        at_uplink("to_netdev", TcAttachType::Egress),
+        at_uplink("from_netdev", TcAttachType::Ingress),
+    ]
+}

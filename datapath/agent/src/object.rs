@@ -1,0 +1,9 @@
+//! The embedded eBPF object.
+
+/// The ELF object that `build.rs` built, aligned as the ELF parser wants it.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
+
+/// Whether the object was built with feature `mutations`.
+pub const fn supports_mutations() -> bool {
+    cfg!(feature = "mutations")
+}

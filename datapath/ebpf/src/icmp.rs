@@ -1,0 +1,288 @@
+//! ICMP errors that others send about our flows. The quote inside shows the flow as it was where the
+//! error arose; whoever gets it must see the flow as *it* knows it, or it ignores the error: the client
+//! its frontend, the pod its own address. Without this neither closed ports nor path MTU discovery work.
+
+use aya_ebpf::programs::TcContext;
+use datapath_types::{
+    Counter, DropReason, Flow, FlowFlags, FlowKind, PROTO_ICMP, PROTO_TCP, PROTO_UDP, SocketKey, checksum,
+};
+
+use crate::{
+    drop::{PASS, Step, count, drop},
+    flow::{self, now},
+    forward,
+    maps::{BACKEND_SOCKETS, FRONTENDS},
+    packet::{ETH_LEN, IPV4_MIN, Packet, at, ipv4, read},
+    rewrite::Tuple,
+    settings,
+};
+
+/// Bytes of the ICMP header in front of the quote.
+const ICMP_LEN: usize = 8;
+/// Offset of the checksum in the ICMP header.
+const ICMP_CHECK: usize = 2;
+
+/// The quoted packet.
+#[derive(Clone, Copy)]
+struct Quote {
+    /// Addresses and ports in the quote.
+    tuple: Tuple,
+    /// Protocol of the quoted packet.
+    proto: u8,
+    /// Offset of the quoted IPv4 header in the frame.
+    offset: usize,
+    /// Header length of the quoted packet in bytes.
+    ihl: u8,
+}
+
+impl Quote {
+    #[inline(always)]
+    fn l4_offset(&self) -> usize {
+        self.offset + (self.ihl & 0x3c) as usize
+    }
+}
+
+/// Whether the packet is an ICMP error; queries and replies are nobody's flow.
+#[inline(always)]
+pub(crate) fn is_error(ctx: &TcContext, packet: &Packet) -> bool {
+    packet.proto == PROTO_ICMP
+        && packet.fragment.has_transport()
+        && matches!(read::<u8>(ctx, packet.l4_offset()), Some(3 | 11 | 12))
+}
+
+/// Reads the quote; `None` if it is too short to name a flow, or quotes another protocol.
+#[inline(always)]
+fn parse_quote(ctx: &TcContext, packet: &Packet) -> Option<Quote> {
+    let offset = packet.l4_offset() + ICMP_LEN;
+    // The headers in front were pulled; the quote may still lie in a fragment of the buffer.
+    let end = offset as u32 + 68;
+    let _ = ctx.pull_data(if ctx.len() < end { ctx.len() } else { end });
+    let first: u8 = read(ctx, offset)?;
+    let ihl = (first & 0x0f) << 2;
+    let proto: u8 = read(ctx, offset + ipv4::PROTO)?;
+    let frag: u16 = read(ctx, offset + ipv4::FRAG)?;
+    let known = proto == PROTO_TCP || proto == PROTO_UDP;
+    if first >> 4 != 4 || (ihl as usize) < IPV4_MIN || !known || frag.to_be() & 0x1fff != 0 {
+        return None;
+    }
+    let [src, dst]: [u32; 2] = read(ctx, offset + ipv4::SRC)?;
+    let [sport, dport]: [u16; 2] = read(ctx, offset + (ihl & 0x3c) as usize)?;
+    Some(Quote { tuple: Tuple { src, dst, sport, dport }, proto, offset, ihl })
+}
+
+/// An error that arrives on the uplink.
+///
+/// # Errors
+/// The action of a counted drop.
+#[inline(always)]
+pub(crate) fn from_netdev(ctx: &mut TcContext, packet: &Packet) -> Step<i32> {
+    let Some(quote) = parse_quote(ctx, packet) else { return Ok(PASS) };
+    if let Some(flow) = reply_in_trouble(&quote) {
+        return to_backend(ctx, packet, &quote, &flow);
+    }
+    if let Some(flow) = request_in_trouble(&quote) {
+        if flow.flags & (FlowFlags::SNAT | FlowFlags::INSIDE) != 0 {
+            return to_client(ctx, packet, &quote, &flow);
+        }
+    }
+    // Translated by the ingress node already: give it to the pod past the stack, whose conntrack does not
+    // know the flow and may call the error invalid.
+    if forward::endpoint(packet.dst).is_some() && is_backend(quote.tuple.src, quote.tuple.sport, quote.proto)
+    {
+        return rewritten(ctx, packet, &quote, &Rewritten::hop(packet, &quote));
+    }
+    Ok(PASS)
+}
+
+/// An error that a pod sends, or that this host's stack sends on a pod's behalf (`egress`).
+///
+/// # Errors
+/// The action of a counted drop: an error about a backend without a flow would show its address.
+#[inline(always)]
+pub(crate) fn from_backend(ctx: &mut TcContext, packet: &Packet, egress: bool) -> Step<i32> {
+    let Some(quote) = parse_quote(ctx, packet) else { return Ok(PASS) };
+    let Some(flow) = request_in_trouble(&quote) else {
+        let local = is_backend(quote.tuple.dst, quote.tuple.dport, quote.proto);
+        if local && settings::is_pod_addr(quote.tuple.dst) && forward::is_outside(packet.dst) {
+            return Err(drop(DropReason::IcmpNoState));
+        }
+        return Ok(PASS);
+    };
+    if egress {
+        to_client_in_place(ctx, packet, &quote, &flow)
+    } else {
+        to_client(ctx, packet, &quote, &flow)
+    }
+}
+
+/// The quote is a reply that we sent: frontend to client.
+#[inline(always)]
+fn reply_in_trouble(quote: &Quote) -> Option<Flow> {
+    let t = &quote.tuple;
+    FRONTENDS.get_ptr(SocketKey::new(t.src, t.sport, quote.proto))?;
+    let key = flow::key(FlowKind::FORWARD, t.dst, t.dport, t.src, t.sport, quote.proto);
+    flow::find(&key, now()).map(|flow| *flow)
+}
+
+/// The quote is a request that we rewrote: client (or SNAT address) to backend.
+#[inline(always)]
+fn request_in_trouble(quote: &Quote) -> Option<Flow> {
+    let t = &quote.tuple;
+    let key = flow::key(FlowKind::REPLY, t.dst, t.dport, t.src, t.sport, quote.proto);
+    flow::find(&key, now()).map(|flow| *flow)
+}
+
+#[inline(always)]
+fn is_backend(addr: u32, port: u16, proto: u8) -> bool {
+    BACKEND_SOCKETS.get_ptr(SocketKey::new(addr, port, proto)).is_some()
+}
+
+/// New outer addresses and new quote.
+struct Rewritten {
+    src: u32,
+    dst: u32,
+    quote: Tuple,
+    hop: bool,
+}
+
+impl Rewritten {
+    /// Only the TTL changes.
+    #[inline(always)]
+    fn hop(packet: &Packet, quote: &Quote) -> Self {
+        Self { src: packet.src, dst: packet.dst, quote: quote.tuple, hop: true }
+    }
+
+    /// As the client knows the flow. The backend's own errors come from the frontend; a router's keep the
+    /// router's address, as behind any NAT.
+    #[inline(always)]
+    fn for_client(packet: &Packet, flow: &Flow, hop: bool) -> Self {
+        Self {
+            src: if packet.src == flow.backend_addr { flow.vip } else { packet.src },
+            dst: flow.client_addr,
+            quote: Tuple {
+                src: flow.client_addr,
+                dst: flow.vip,
+                sport: flow.client_port,
+                dport: flow.vport,
+            },
+            hop,
+        }
+    }
+
+    /// As the backend knows the flow.
+    #[inline(always)]
+    fn for_backend(packet: &Packet, flow: &Flow) -> Self {
+        let snat = flow.flags & FlowFlags::SNAT != 0;
+        Self {
+            src: packet.src,
+            dst: flow.backend_addr,
+            quote: Tuple {
+                src: flow.backend_addr,
+                dst: if snat { flow.snat_addr } else { flow.client_addr },
+                sport: flow.backend_port,
+                dport: if snat { flow.snat_port } else { flow.client_port },
+            },
+            hop: true,
+        }
+    }
+}
+
+#[inline(always)]
+fn to_client(ctx: &mut TcContext, packet: &Packet, quote: &Quote, flow: &Flow) -> Step<i32> {
+    count(Counter::IcmpToClient);
+    let hop = flow.client_addr != settings::node_addr();
+    rewritten(ctx, packet, quote, &Rewritten::for_client(packet, flow, hop))
+}
+
+#[inline(always)]
+fn to_client_in_place(ctx: &mut TcContext, packet: &Packet, quote: &Quote, flow: &Flow) -> Step<i32> {
+    count(Counter::IcmpToClient);
+    write(ctx, packet, quote, &Rewritten::for_client(packet, flow, false))?;
+    Ok(PASS)
+}
+
+#[inline(always)]
+fn to_backend(ctx: &mut TcContext, packet: &Packet, quote: &Quote, flow: &Flow) -> Step<i32> {
+    count(Counter::IcmpToBackend);
+    rewritten(ctx, packet, quote, &Rewritten::for_backend(packet, flow))
+}
+
+/// Writes and sends on.
+#[inline(always)]
+fn rewritten(ctx: &mut TcContext, packet: &Packet, quote: &Quote, new: &Rewritten) -> Step<i32> {
+    // An error about an error is forbidden (RFC 1122 section 3.2.2), so a dying one just dies.
+    if new.hop && packet.ttl <= 1 {
+        return Err(drop(DropReason::TtlExceeded));
+    }
+    write(ctx, packet, quote, new)?;
+    Ok(forward::towards(ctx, new.dst))
+}
+
+/// Writes the outer header, the quote and the ICMP checksum.
+#[inline(always)]
+fn write(ctx: &TcContext, packet: &Packet, quote: &Quote, new: &Rewritten) -> Step<()> {
+    let broken = || drop(DropReason::RewriteFailed);
+    write_header(ctx, ETH_LEN, packet.src, packet.dst, new.src, new.dst, new.hop).ok_or_else(broken)?;
+    // The quoted header and its own checksum change by opposite amounts, so only the quoted transport
+    // header moves the ICMP checksum.
+    let t = &quote.tuple;
+    write_header(ctx, quote.offset, t.src, t.dst, new.quote.src, new.quote.dst, false).ok_or_else(broken)?;
+    let delta = write_quoted_transport(ctx, quote, &new.quote).ok_or_else(broken)?;
+    let field: *mut u16 = at(ctx, packet.l4_offset() + ICMP_CHECK).ok_or_else(broken)?;
+    // SAFETY: `at` checked two bytes.
+    unsafe { field.write_unaligned(checksum::update(field.read_unaligned(), delta)) };
+    Ok(())
+}
+
+/// Addresses, TTL and checksum of an IPv4 header at `offset`.
+#[inline(always)]
+fn write_header(
+    ctx: &TcContext,
+    offset: usize,
+    src: u32,
+    dst: u32,
+    new_src: u32,
+    new_dst: u32,
+    hop: bool,
+) -> Option<()> {
+    let base = at::<[u8; IPV4_MIN]>(ctx, offset)?.cast::<u8>();
+    let mut delta = checksum::sub32(checksum::sub32(0, src), dst);
+    delta = checksum::add32(checksum::add32(delta, new_src), new_dst);
+    // SAFETY: all offsets lie inside the 20 bytes that `at` checked.
+    unsafe {
+        if hop {
+            let old = base.add(ipv4::TTL).cast::<u16>().read_unaligned();
+            base.add(ipv4::TTL).write(base.add(ipv4::TTL).read().wrapping_sub(1));
+            delta += !old as u64 + base.add(ipv4::TTL).cast::<u16>().read_unaligned() as u64;
+        }
+        base.add(ipv4::SRC).cast::<u32>().write_unaligned(new_src);
+        base.add(ipv4::DST).cast::<u32>().write_unaligned(new_dst);
+        let field = base.add(ipv4::CHECK).cast::<u16>();
+        field.write_unaligned(checksum::update(field.read_unaligned(), delta));
+    }
+    Some(())
+}
+
+/// Ports of the quote, and its transport checksum where the quote is long enough to have one. Gives the
+/// sum of differences for the ICMP checksum.
+#[inline(always)]
+fn write_quoted_transport(ctx: &TcContext, quote: &Quote, new: &Tuple) -> Option<u64> {
+    let t = &quote.tuple;
+    let ports = at::<[u16; 2]>(ctx, quote.l4_offset())?;
+    // SAFETY: `at` checked four bytes.
+    unsafe { ports.write_unaligned([new.sport, new.dport]) };
+    let port_delta = !t.sport as u64 + !t.dport as u64 + new.sport as u64 + new.dport as u64;
+    let out = checksum::sub32(checksum::sub32(port_delta, t.src), t.dst);
+    let full_delta = checksum::add32(checksum::add32(out, new.src), new.dst);
+    let check = if quote.proto == PROTO_TCP { 16 } else { 6 };
+    let Some(field) = at::<u16>(ctx, quote.l4_offset() + check) else { return Some(port_delta) };
+    // SAFETY: `at` checked two bytes.
+    let old = unsafe { field.read_unaligned() };
+    if quote.proto == PROTO_UDP && old == 0 {
+        return Some(port_delta);
+    }
+    let now = checksum::update(old, full_delta);
+    // SAFETY: as above.
+    unsafe { field.write_unaligned(now) };
+    Some(port_delta + !old as u64 + now as u64)
+}

@@ -1,0 +1,245 @@
+//! From frame to [`Packet`]: the addresses, ports and flags that every later step needs.
+//!
+//! Offsets are derived from IHL, never from a fixed header length: tagged packets have IHL 7. Verdicts
+//! for what is not a plain datagram: a VLAN tag or another EtherType passes untouched; an inconsistent
+//! IPv4 header is dropped (the stack would drop it too, but nobody would count it); a later fragment
+//! borrows the ports of its first fragment; the hooks decide about one whose first was never seen.
+
+use aya_ebpf::programs::TcContext;
+use datapath_types::{DropReason, FragmentKey, FragmentPorts, PROTO_TCP, PROTO_UDP};
+
+use crate::{
+    drop::{PASS, Step, drop},
+    maps::FRAGMENTS,
+};
+
+/// Bytes of an Ethernet header.
+pub(crate) const ETH_LEN: usize = 14;
+/// Bytes of an IPv4 header without options.
+pub(crate) const IPV4_MIN: usize = 20;
+/// EtherType IPv4, packet order.
+const ETHERTYPE_IPV4: u32 = 0x0800u16.to_be() as u32;
+/// All headers that any step reads: Ethernet, the longest IPv4 header, a TCP header.
+const HEADERS: u32 = (ETH_LEN + 60 + 20) as u32;
+
+/// TCP flag FIN.
+pub(crate) const FIN: u8 = 0x01;
+/// TCP flag SYN.
+pub(crate) const SYN: u8 = 0x02;
+/// TCP flag RST.
+pub(crate) const RST: u8 = 0x04;
+/// TCP flag ACK.
+pub(crate) const ACK: u8 = 0x10;
+
+/// Field offsets inside the IPv4 header (RFC 791 section 3.1).
+pub(crate) mod ipv4 {
+    pub(crate) const TOT_LEN: usize = 2;
+    pub(crate) const ID: usize = 4;
+    pub(crate) const FRAG: usize = 6;
+    pub(crate) const TTL: usize = 8;
+    pub(crate) const PROTO: usize = 9;
+    pub(crate) const CHECK: usize = 10;
+    pub(crate) const SRC: usize = 12;
+    pub(crate) const DST: usize = 16;
+}
+
+/// What fragmentation says about the ports.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Fragment {
+    /// Not a fragment.
+    Whole = 0,
+    /// Carries the transport header.
+    First = 1,
+    /// Carries none; its ports are those of the first.
+    Later = 2,
+    /// Carries none, and its first fragment was never seen: the ports are unknown.
+    Orphan = 3,
+}
+
+impl Fragment {
+    /// Whether the frame holds the transport header.
+    #[inline(always)]
+    pub(crate) fn has_transport(self) -> bool {
+        matches!(self, Self::Whole | Self::First)
+    }
+}
+
+/// One IPv4 packet, as it stood when it was parsed.
+#[derive(Clone, Copy)]
+pub(crate) struct Packet {
+    /// Source address, packet order.
+    pub(crate) src: u32,
+    /// Destination address, packet order.
+    pub(crate) dst: u32,
+    /// Source port, packet order; 0 for ICMP.
+    pub(crate) sport: u16,
+    /// Destination port, packet order; 0 for ICMP.
+    pub(crate) dport: u16,
+    /// IP identification, packet order.
+    pub(crate) id: u16,
+    /// Total length, host order.
+    pub(crate) tot_len: u16,
+    /// Protocol number.
+    pub(crate) proto: u8,
+    /// Header length in bytes, 20 to 60.
+    pub(crate) ihl: u8,
+    /// Time to live.
+    pub(crate) ttl: u8,
+    /// TCP flags byte; 0 for others.
+    pub(crate) tcp_flags: u8,
+    /// Fragment position.
+    pub(crate) fragment: Fragment,
+}
+
+impl Packet {
+    /// Offset of the transport header in the frame. The mask repeats what parsing made sure of, in a
+    /// form that survives the spill to the stack: "R2 unbounded memory access, make sure to bounds check"
+    /// is what the verifier says without it (6.1 to 6.18).
+    #[inline(always)]
+    pub(crate) fn l4_offset(&self) -> usize {
+        ETH_LEN + (self.ihl & 0x3c) as usize
+    }
+
+    /// Whether this opens a TCP connection.
+    #[inline(always)]
+    pub(crate) fn is_syn(&self) -> bool {
+        self.proto == PROTO_TCP && self.tcp_flags & (SYN | ACK) == SYN
+    }
+}
+
+/// A pointer to `T` at `offset` of the frame, if it lies in the linear data.
+#[inline(always)]
+pub(crate) fn at<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
+    let start = ctx.data() + offset;
+    if start + size_of::<T>() > ctx.data_end() { None } else { Some(start as *mut T) }
+}
+
+/// Reads a `T` at `offset`.
+#[inline(always)]
+pub(crate) fn read<T: Copy>(ctx: &TcContext, offset: usize) -> Option<T> {
+    // SAFETY: `at` checked the bounds; the target reads at any alignment, and all `T` used are integers.
+    at::<T>(ctx, offset).map(|p| unsafe { p.read_unaligned() })
+}
+
+/// Makes sure that all headers are in the linear part.
+#[inline(always)]
+fn pull_headers(ctx: &TcContext) {
+    let want = if ctx.len() < HEADERS { ctx.len() } else { HEADERS };
+    if ctx.data() + want as usize > ctx.data_end() {
+        // A failure leaves the packet as it was; parsing then finds it truncated.
+        let _ = ctx.pull_data(want);
+    }
+}
+
+/// Whether the frame is untagged IPv4.
+#[inline(always)]
+fn is_plain_ipv4(ctx: &TcContext) -> bool {
+    // SAFETY: the kernel hands a valid context; both are plain fields.
+    let (protocol, vlan) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).vlan_present) };
+    protocol == ETHERTYPE_IPV4 && vlan == 0
+}
+
+/// Parses the IPv4 header and the ports.
+///
+/// # Errors
+/// [`PASS`] for what is not ours to judge, a counted drop for what is broken.
+#[inline(always)]
+pub(crate) fn parse(ctx: &TcContext) -> Step<Packet> {
+    if !is_plain_ipv4(ctx) {
+        return Err(PASS);
+    }
+    pull_headers(ctx);
+    let mut packet = parse_ipv4(ctx).ok_or_else(|| drop(DropReason::InvalidHeader))?;
+    match packet.fragment {
+        Fragment::Later => borrow_ports(&mut packet),
+        _ => parse_ports(ctx, &mut packet)?,
+    }
+    Ok(packet)
+}
+
+/// Reads the IPv4 header; `None` if it contradicts itself or the frame.
+#[inline(always)]
+fn parse_ipv4(ctx: &TcContext) -> Option<Packet> {
+    let header: *mut [u8; IPV4_MIN] = at(ctx, ETH_LEN)?;
+    // SAFETY: 20 bytes at `header` are in bounds; each read below lies inside them.
+    let field16 = |o: usize| unsafe { header.cast::<u8>().add(o).cast::<u16>().read_unaligned() };
+    // SAFETY: as above.
+    let field32 = |o: usize| unsafe { header.cast::<u8>().add(o).cast::<u32>().read_unaligned() };
+    // SAFETY: as above.
+    let byte = |o: usize| unsafe { header.cast::<u8>().add(o).read() };
+
+    let first = byte(0);
+    let ihl = (first & 0x0f) << 2;
+    let tot_len = u16::from_be(field16(ipv4::TOT_LEN));
+    let frag = u16::from_be(field16(ipv4::FRAG));
+    if first >> 4 != 4 || (ihl as usize) < IPV4_MIN || tot_len < ihl as u16 {
+        return None;
+    }
+    if tot_len as u32 + ETH_LEN as u32 > ctx.len() {
+        return None;
+    }
+    let fragment = match (frag & 0x1fff, frag & 0x2000) {
+        (0, 0) => Fragment::Whole,
+        (0, _) => Fragment::First,
+        _ => Fragment::Later,
+    };
+    Some(Packet {
+        src: field32(ipv4::SRC),
+        dst: field32(ipv4::DST),
+        sport: 0,
+        dport: 0,
+        id: field16(ipv4::ID),
+        tot_len,
+        proto: byte(ipv4::PROTO),
+        ihl,
+        ttl: byte(ipv4::TTL),
+        tcp_flags: 0,
+        fragment,
+    })
+}
+
+/// Reads the ports, and the flags of TCP; remembers the ports of a first fragment.
+#[inline(always)]
+fn parse_ports(ctx: &TcContext, packet: &mut Packet) -> Step<()> {
+    let l4 = packet.l4_offset();
+    let need: u16 = match packet.proto {
+        PROTO_TCP => 20,
+        PROTO_UDP => 8,
+        _ => return Ok(()),
+    };
+    if packet.tot_len < packet.ihl as u16 + need {
+        return Err(drop(DropReason::TruncatedTransport));
+    }
+    let ports: [u16; 2] = read(ctx, l4).ok_or_else(|| drop(DropReason::TruncatedTransport))?;
+    packet.sport = ports[0];
+    packet.dport = ports[1];
+    if packet.proto == PROTO_TCP {
+        packet.tcp_flags = read(ctx, l4 + 13).ok_or_else(|| drop(DropReason::TruncatedTransport))?;
+    }
+    if packet.fragment == Fragment::First {
+        let ports = FragmentPorts { sport: packet.sport, dport: packet.dport };
+        // A full table loses the later fragments, and they are counted then.
+        let _ = FRAGMENTS.insert(fragment_key(packet), ports, 0);
+    }
+    Ok(())
+}
+
+/// Gives a later fragment the ports of its first, or makes it an orphan.
+#[inline(always)]
+fn borrow_ports(packet: &mut Packet) {
+    match FRAGMENTS.get_ptr(fragment_key(packet)) {
+        // SAFETY: an LRU entry may be reused under us; then two integers are of another datagram, and
+        // its reassembly fails at the receiver as it would have without them.
+        Some(ports) => unsafe {
+            packet.sport = (*ports).sport;
+            packet.dport = (*ports).dport;
+        },
+        None => packet.fragment = Fragment::Orphan,
+    }
+}
+
+#[inline(always)]
+fn fragment_key(packet: &Packet) -> FragmentKey {
+    FragmentKey { src: packet.src, dst: packet.dst, id: packet.id, proto: packet.proto, pad: 0 }
+}
