@@ -80,7 +80,6 @@ fn options() -> Options {
             max_events: 4 * MAX_VALUES,
             max_depth: MAX_DEPTH,
             flow_nesting_limit: MAX_DEPTH,
-            max_documents: 1,
         },
     }
 }
@@ -90,13 +89,20 @@ fn syntax_error(error: &Error) -> Diagnostic {
     let text = error.to_string();
     // The crate appends the place, which the excerpt shows already.
     let message = text.split(" at line ").next().unwrap_or(&text);
-    match error {
-        Error::MultipleDocuments { .. } => Diagnostic::new(place, "a second document starts here")
-            .help("a lab file holds one lab: give the other a file of its own"),
-        Error::Budget { .. } => Diagnostic::new(place, "the file is too deep or too large for a lab file")
-            .help(format!("at most {MAX_VALUES} values, aliases expanded, and {MAX_DEPTH} levels")),
-        _ if message.contains("tab") => Diagnostic::new(place, message).help("indent with spaces"),
-        _ => Diagnostic::new(place, message),
+    let known = |part: &str| message.contains(part);
+    if matches!(error, Error::MultipleDocuments { .. }) {
+        Diagnostic::new(place, "a second document starts here")
+            .help("a lab file holds one lab: give the other a file of its own")
+    } else if known("budget breached") || known("recursion limit") {
+        // Limits are reached inside other errors too (aliases), so their text is what tells them.
+        Diagnostic::new(place, "the file is too deep or too large for a lab file")
+            .help(format!("at most {MAX_VALUES} values, aliases expanded, and {MAX_DEPTH} levels"))
+    } else if known("recursive references") {
+        Diagnostic::new(place, "this alias stands inside what it refers to").help("write the value out")
+    } else if known("tabs") {
+        Diagnostic::new(place, message).help("indent with spaces")
+    } else {
+        Diagnostic::new(place, message)
     }
 }
 

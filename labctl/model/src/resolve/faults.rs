@@ -60,7 +60,7 @@ fn pod_mtu(fault: &FaultFile, lab_mtu: u16, report: &mut Report) -> Option<u16> 
         return None;
     };
     if !(SMALLEST_POD_MTU..lab_mtu).contains(&**given) {
-        let message = format!("a pod MTU of {} disturbs nothing or everything", **given);
+        let message = format!("a pod MTU of {} is out of range", **given);
         let help = format!("use one from {SMALLEST_POD_MTU} to less than the segment's {lab_mtu}");
         report.push(Diagnostic::new(given.place, message).help(help));
     }
