@@ -59,7 +59,8 @@ fn mtu(file: &LabFile, report: &mut Report) -> u16 {
     let (smallest, why) = match *file.mode {
         Mode::Dsr | Mode::Hybrid => (
             SMALLEST_MTU + OPTION_LEN,
-            "every IPv4 host may send packets of 576 bytes, and the DSR option adds 8 on the way to the backend",
+            "every IPv4 host may send packets of 576 bytes, and the DSR option adds 8 on the way to \
+             the backend",
         ),
         Mode::Snat | Mode::Local => (SMALLEST_MTU, "every IPv4 host may send packets of 576 bytes"),
     };

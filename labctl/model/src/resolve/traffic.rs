@@ -90,8 +90,8 @@ fn via(file: &LabFile, service: &ServicePlan, nodes: &[NodePlan], report: &mut R
     given.to_string()
 }
 
-/// The node that shows most: with policy Local one that has a backend, else one that has none, so that requests
-/// must be forwarded; a worker rather than a control plane.
+/// The node that shows most: with policy Local one that has a backend, else one that has none, so that
+/// requests must be forwarded; a worker rather than a control plane.
 fn default_via(nodes: &[NodePlan], local: bool) -> Option<&NodePlan> {
     let rank = |node: &&NodePlan| (node.pods.is_empty() == local, node.role == NodeRole::ControlPlane);
     nodes.iter().min_by_key(rank)
