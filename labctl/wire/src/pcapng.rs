@@ -36,6 +36,7 @@ mod code {
     pub(super) const SECTION_APPLICATION: u16 = 4;
     pub(super) const INTERFACE_NAME: u16 = 2;
     pub(super) const INTERFACE_DESCRIPTION: u16 = 3;
+    pub(super) const INTERFACE_MAC: u16 = 6;
     pub(super) const INTERFACE_RESOLUTION: u16 = 9;
     pub(super) const INTERFACE_OFFSET: u16 = 14;
     pub(super) const PACKET_FLAGS: u16 = 2;
@@ -49,6 +50,9 @@ const MAGIC: u32 = 0x1a2b_3c4d;
 
 /// `LINKTYPE_ETHERNET`.
 pub const LINKTYPE_ETHERNET: u16 = 1;
+
+/// The snap length that means "everything", as tcpdump writes it.
+pub const SNAPLEN_WHOLE: u32 = 262_144;
 
 /// Bytes to the next multiple of four.
 const fn padding(len: usize) -> usize {

@@ -6,9 +6,11 @@
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
+use labctl_wire::packet::Mac;
 use labctl_wire::pcapng::{Block, Interface, Packet, ReadError, Reader, Statistics, WriteError, Writer};
 use labctl_wire::{CapturePoint, Direction, HostKind};
 
+const MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
 /// 2026-11-22 10:00:00.123456789 UTC.
 const TIME: u64 = 1_795_341_600_123_456_789;
 
@@ -27,7 +29,7 @@ fn frame() -> Vec<u8> {
 fn sample() -> Vec<u8> {
     let mut w = Writer::new(Vec::new()).unwrap();
     let node = w.add_interface(&point("worker", HostKind::Node, "eth0"), 256, "uplink").unwrap();
-    let pod = w.add_interface(&point("web-1", HostKind::Pod, "eth0"), 256, "").unwrap();
+    let pod = w.add_interface_with_mac(&point("web-1", HostKind::Pod, "eth0"), 256, "", Some(MAC)).unwrap();
     w.packet(node, TIME, 1514, &frame(), Direction::In, None).unwrap();
     w.packet(pod, TIME + 1, 44, &frame()[..41], Direction::Out, Some("client-ip: fail")).unwrap();
     w.packet(node, TIME + 2, 44, &frame(), Direction::Unknown, None).unwrap();
@@ -46,6 +48,7 @@ fn what_is_written_comes_back() {
     assert_eq!(node.point(), Some(point("worker", HostKind::Node, "eth0")));
     assert_eq!((node.index, node.snaplen, node.link_type), (0, 256, 1));
     assert_eq!(node.description, "node: uplink");
+    assert_eq!((node.mac, pod.mac), (None, Some(MAC)));
     assert_eq!(pod.point(), Some(point("web-1", HostKind::Pod, "eth0")));
     let expected = [
         Packet {
@@ -169,6 +172,7 @@ fn big_endian_with_unknown_blocks_and_binary_resolution() {
             description: name,
             link_type: 1,
             snaplen: 96,
+            mac: None,
         })
     };
     let packet = |interface| {

@@ -4,6 +4,7 @@
 use std::io::{self, Read};
 
 use super::{MAGIC, block, code, padding};
+use crate::packet::Mac;
 use crate::point::{CapturePoint, Direction, HostKind};
 
 /// No sane block is larger: the largest frame is 64 KiB plus headers. Guards against allocating what a
@@ -71,6 +72,8 @@ pub struct Interface {
     pub link_type: u16,
     /// Largest number of captured bytes, 0 for no limit.
     pub snaplen: u32,
+    /// The interface's own Ethernet address, if the file says.
+    pub mac: Option<Mac>,
 }
 
 impl Interface {
@@ -308,11 +311,13 @@ impl<R: Read> Reader<R> {
             description: String::new(),
             link_type: self.order.u16([t0, t1]),
             snaplen: self.order.u32([s0, s1, s2, s3]),
+            mac: None,
         };
         for (option, value) in self.options(options) {
             match (option, value) {
                 (code::INTERFACE_NAME, text) => found.name = lossy(text),
                 (code::INTERFACE_DESCRIPTION, text) => found.description = lossy(text),
+                (code::INTERFACE_MAC, &[a, b, c, d, e, f]) => found.mac = Some(Mac([a, b, c, d, e, f])),
                 (code::INTERFACE_RESOLUTION, [byte, ..]) => {
                     clock.units_per_second =
                         resolution(*byte).ok_or_else(|| raw.bad("its time resolution is out of range"))?;

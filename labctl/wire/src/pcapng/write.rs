@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 
 use super::{LINKTYPE_ETHERNET, MAGIC, block, code, padding};
+use crate::packet::Mac;
 use crate::point::{CapturePoint, Direction};
 
 /// Why a block was not written.
@@ -71,6 +72,21 @@ impl<W: Write> Writer<W> {
         snaplen: u32,
         description: &str,
     ) -> Result<u32, WriteError> {
+        self.add_interface_with_mac(point, snaplen, description, None)
+    }
+
+    /// As [`Writer::add_interface`], and says the interface's own Ethernet address (`if_MACaddr`). With it the
+    /// verdict knows which frames were meant for the host without guessing from traffic.
+    ///
+    /// # Errors
+    /// As [`Writer::add_interface`].
+    pub fn add_interface_with_mac(
+        &mut self,
+        point: &CapturePoint,
+        snaplen: u32,
+        description: &str,
+        mac: Option<Mac>,
+    ) -> Result<u32, WriteError> {
         let name = point.to_string();
         let description = format!("{}: {description}", point.kind);
         self.begin(block::INTERFACE);
@@ -79,6 +95,9 @@ impl<W: Write> Writer<W> {
         self.u32(snaplen);
         self.option(code::INTERFACE_NAME, name.as_bytes(), "interface name")?;
         self.option(code::INTERFACE_DESCRIPTION, description.as_bytes(), "interface description")?;
+        if let Some(Mac(address)) = mac {
+            self.option(code::INTERFACE_MAC, &address, "address")?;
+        }
         self.option(code::INTERFACE_RESOLUTION, &[9], "time resolution")?;
         self.end_options();
         self.finish()?;
