@@ -38,7 +38,7 @@ lint: ## check formatting, clippy, shell scripts and workflows
 bench: setup ## run the benchmarks
 	@scripts/cargo-root.sh bench --workspace $(ARGS)
 
-install: build ## install target/labctl to $(PREFIX)/bin
+install: build ## install target/labctl to PREFIX/bin (/usr/local)
 	@scripts/as-root.sh install -D -m 755 target/labctl $(DESTDIR)$(PREFIX)/bin/labctl
 
 clean: ## remove everything that was built; evidence in .labctl stays

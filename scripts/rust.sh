@@ -49,6 +49,7 @@ if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then
         echo "no cargo $MIN_RUST or newer found: run 'make setup', or install Rust from https://rustup.rs" >&2
         exit 3
     fi
-    export PATH="$bin:$PATH"
+    # setup.sh puts bpf-linker into its own folder; it goes before one of another version on PATH.
+    export PATH="${XDG_CACHE_HOME:-$HOME/.cache}/labctl/tools/bin:$bin:$PATH"
     exec "$@"
 fi

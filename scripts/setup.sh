@@ -61,10 +61,10 @@ is_installed() { [[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)"
 
 # Prints those of its arguments that are not installed, one per line; one call of dpkg-query.
 not_installed() {
-    local installed
-    installed=" $(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null |
-        sed -n 's/^installed //p' | tr '\n' ' ')"
-    local package
+    local package installed
+    # dpkg-query fails when it has never heard of one of them; the others are still printed.
+    installed="$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null || true)"
+    installed=" $(sed -n 's/^installed //p' <<<"$installed" | tr '\n' ' ')"
     for package in "$@"; do
         [[ "$installed" == *" $package "* ]] || printf '%s\n' "$package"
     done
