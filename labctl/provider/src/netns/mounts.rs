@@ -1,0 +1,85 @@
+//! What is mounted where, and the lab's own bpf file system.
+//!
+//! Owns: `/proc/self/mountinfo`, mounting and unmounting below a lab's folder. Does not own: namespace names.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// Every mount point of this mount namespace, in the order of mounting.
+fn mount_points() -> io::Result<Vec<PathBuf>> {
+    let text = fs::read("/proc/self/mountinfo")?;
+    Ok(text.split(|b| *b == b'\n').filter_map(mount_point).collect())
+}
+
+/// Fifth field of a line (proc_pid_mountinfo(5)).
+fn mount_point(line: &[u8]) -> Option<PathBuf> {
+    let field = line.split(|b| *b == b' ').nth(4)?;
+    Some(PathBuf::from(OsString::from_vec(unescape(field))))
+}
+
+/// Undoes the kernel's octal escapes of space, tab, newline and backslash.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = (first == b'\\')
+            .then(|| tail.get(..3))
+            .flatten()
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        (rest, _) = match octal {
+            Some(byte) => (&tail[3..], out.push(byte)),
+            None => (tail, out.push(first)),
+        };
+    }
+    out
+}
+
+/// Whether something is mounted exactly here.
+pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
+    Ok(mount_points()?.iter().any(|p| p == path))
+}
+
+/// Mount points at or below a folder, the last mounted first.
+pub(super) fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found: Vec<_> = mount_points()?.into_iter().filter(|p| p.starts_with(dir)).collect();
+    found.reverse();
+    Ok(found)
+}
+
+/// Mounts a bpf file system of its own here, with a folder for each name.
+pub(super) fn mount_bpffs(dir: &Path, folders: impl IntoIterator<Item = impl AsRef<Path>>) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_RELATIME;
+    mount(Some("labctl"), dir, Some("bpf"), flags, Some("mode=0700"))?;
+    for folder in folders {
+        fs::create_dir(dir.join(folder))?;
+    }
+    Ok(())
+}
+
+/// Unmounts; lazily when a process still has a file open there.
+pub(super) fn unmount(path: &Path) -> io::Result<()> {
+    match umount2(path, MntFlags::empty()) {
+        Err(nix::Error::EBUSY) => umount2(path, MntFlags::MNT_DETACH).map_err(io::Error::from),
+        Err(nix::Error::EINVAL | nix::Error::ENOENT) | Ok(()) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_lines_are_read() {
+        let line = br"36 35 98:0 /mnt1 /run/lab\040one\134 rw,noatime master:1 - ext3 /dev/root rw";
+        assert_eq!(mount_point(line), Some(PathBuf::from(r"/run/lab one\")));
+        assert_eq!(mount_point(b""), None);
+        assert_eq!(unescape(br"end\04"), br"end\04");
+    }
+}
