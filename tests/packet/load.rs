@@ -8,9 +8,7 @@ use crate::harness::{Node, POD, WORKER, WORKER2, state};
 fn every_program_loads_in_every_mode() {
     for mode in [DatapathMode::Dsr, DatapathMode::Snat, DatapathMode::Hybrid, DatapathMode::Local] {
         for node in [WORKER, WORKER2] {
-            let start = std::time::Instant::now();
             let node = Node::new(&state(node, mode, &[(POD, WORKER2)])).expect("loads");
-            eprintln!("{mode:?} {:?}", start.elapsed());
             assert_eq!(node.status().abi, datapath_types::ABI_VERSION);
         }
     }

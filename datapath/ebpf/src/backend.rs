@@ -3,20 +3,20 @@
 
 use aya_ebpf::programs::TcContext;
 use datapath_types::{
-    Counter, DropReason, EventAction, Flow, FlowFlags, FlowKey, FlowKind, Hook, PROTO_TCP, PROTO_UDP,
-    SettingsFlags, Mutation, option::DsrFrontend,
+    Counter, DropReason, EventAction, Flow, FlowFlags, FlowKey, FlowKind, Hook, Mutation, PROTO_TCP, PROTO_UDP,
+    SettingsFlags, option::DsrFrontend,
 };
 
 use crate::{
-    drop::{PASS, Step, count, drop, redirect},
+    drop::{Step, count},
     event,
     flow::{self, now},
-    forward,
-    icmp_send::{self, Message},
+    forward::{Move, OptionStep, endpoint},
     maps::FLOWS,
     option,
     packet::Packet,
-    rewrite::{Tuple, rewrite},
+    rewrite::Tuple,
+    scratch::{Scratch, forget},
     settings,
 };
 
@@ -26,37 +26,52 @@ fn reply_key_of(packet: &Packet) -> FlowKey {
     flow::key(FlowKind::REPLY, packet.dst, packet.dport, packet.src, packet.sport, packet.proto)
 }
 
-/// Handles a packet from another node or an outside client to a backend on this node.
+/// Decides about a packet from another node or an outside client to a backend on this node.
 ///
 /// # Errors
-/// The action of a counted drop.
+/// A drop.
 #[inline(always)]
-pub(crate) fn receive(ctx: &mut TcContext, packet: &mut Packet, host: bool) -> Step<i32> {
+pub(crate) fn receive(ctx: &TcContext, s: &mut Scratch, host: bool) -> Step<()> {
+    let Scratch { packet, flow, way } = s;
     let now = now();
-    let frontend = option::find(ctx, packet)?;
-    let vip = match frontend {
-        Some(frontend) => {
-            record(packet, frontend, host, now)?;
-            frontend.addr
-        }
-        None => untagged(packet, now)?,
-    };
-    if frontend.is_some()
-        && !settings::has(SettingsFlags::KEEP_OPTION)
-        && !settings::mutated(Mutation::KeepOption)
-    {
-        option::strip(ctx, packet)?;
-    }
-    let new = Tuple::of(packet);
+    let same = Tuple::of(packet);
     count(Counter::Delivered);
-    event::emit(Hook::FromNetdev, EventAction::Deliver, packet, &new);
-    hand_over(ctx, packet, &new, vip, host)
+    event::emit(Hook::FromNetdev, EventAction::Deliver, packet, &same);
+    *way = to_pod_or_host(packet, same, host);
+    let way = forget(way);
+    let Some(frontend) = option::find(ctx, packet)? else {
+        if let Some(frontend) = untagged(packet, now)? {
+            way.seen = same.to(frontend.addr, frontend.port);
+        }
+        return Ok(());
+    };
+    way.seen = same.to(frontend.addr, frontend.port);
+    if !settings::has(SettingsFlags::KEEP_OPTION) && !settings::mutated(Mutation::KeepOption) {
+        way.option = OptionStep::Strip;
+    }
+    record(packet, flow, frontend, host, now)
+}
+
+/// The last stretch: into the pod, or up this host's stack for a hostNetwork backend. The stack also gets
+/// what is for a pod that the agent has not seen yet; it knows the way, if there is one.
+#[inline(always)]
+pub(crate) fn to_pod_or_host(packet: &Packet, new: Tuple, host: bool) -> Move {
+    if !host && let Some(pod) = endpoint(new.dst) {
+        return Move { out: pod.ifindex, mtu: pod.mtu, hop: true, ..Move::in_place(packet, new) };
+    }
+    Move::in_place(packet, new)
 }
 
 /// Remembers which frontend the client used.
 #[inline(always)]
-fn record(packet: &Packet, frontend: DsrFrontend, host: bool, now: u64) -> Step<()> {
-    let flow = Flow {
+fn record(
+    packet: &Packet,
+    flow: &mut Flow,
+    frontend: DsrFrontend,
+    host: bool,
+    now: u64,
+) -> Step<()> {
+    *flow = Flow {
         last_seen: now,
         created: now,
         client_addr: packet.src,
@@ -70,7 +85,7 @@ fn record(packet: &Packet, frontend: DsrFrontend, host: bool, now: u64) -> Step<
         backend: 0,
         flags: FlowFlags::DSR | if host { FlowFlags::HOST } else { 0 },
     };
-    keep(&reply_key_of(packet), &flow, packet, now)
+    keep(&reply_key_of(packet), flow, packet, now)
 }
 
 /// Keeps the reply entry of a flow whose frontend is on this node, and rebuilds it if it was evicted.
@@ -106,76 +121,27 @@ fn keep(key: &FlowKey, flow: &Flow, packet: &Packet, now: u64) -> Step<()> {
             return Ok(());
         }
         if !same && !old.may_be_replaced(packet.proto, now) {
-            return Err(drop(DropReason::TupleInUse));
+            return Err(DropReason::TupleInUse.into());
         }
     }
     flow::store(key, flow)
 }
 
-/// A packet to the backend that names no frontend: it continues a flow, or it is not ours. Gives the
-/// frontend address of the flow, 0 without.
+/// A packet to the backend that carries no option: it continues a flow, or it is not ours. Gives the
+/// frontend of the flow.
 #[inline(always)]
-fn untagged(packet: &Packet, now: u64) -> Step<u32> {
+fn untagged(packet: &Packet, now: u64) -> Step<Option<DsrFrontend>> {
     let key = reply_key_of(packet);
-    let Some(flow) = flow::find(&key, now) else { return Ok(0) };
+    let Some(flow) = flow::find(&key, now) else { return Ok(None) };
     // Only a new exchange that goes straight to the pod is untagged in a DSR flow: a SYN, or a datagram.
     let direct = packet.is_syn() || (packet.proto == PROTO_UDP && flow.flags & FlowFlags::LOCAL == 0);
     if !direct {
         flow::note_request(flow, packet, now);
-        return Ok(flow.vip);
+        return Ok(Some(DsrFrontend { addr: flow.vip, port: flow.vport }));
     }
     if packet.proto == PROTO_TCP && !flow.may_be_replaced(packet.proto, now) {
-        return Err(drop(DropReason::TupleInUse));
+        return Err(DropReason::TupleInUse.into());
     }
     let _ = FLOWS.remove(key);
-    Ok(0)
-}
-
-/// Gives the packet its final addresses and hands it to the pod, or to this host's stack.
-///
-/// # Errors
-/// The action of a counted drop; the client hears of a TTL or MTU that does not suffice.
-#[inline(always)]
-pub(crate) fn hand_over(
-    ctx: &mut TcContext,
-    packet: &Packet,
-    new: &Tuple,
-    vip: u32,
-    host: bool,
-) -> Step<i32> {
-    if host {
-        rewrite(ctx, packet, new, false)?;
-        return Ok(PASS);
-    }
-    forward::check_ttl(ctx, packet, settings::node_addr())?;
-    let Some(pod) = forward::endpoint(new.dst) else {
-        // The agent has not seen the pod yet; the stack knows the way, if there is one.
-        rewrite(ctx, packet, new, false)?;
-        return Ok(PASS);
-    };
-    if !forward::fits(ctx, packet, 0, pod.mtu) {
-        return Err(too_big_for_pod(ctx, packet, vip, pod.mtu));
-    }
-    rewrite(ctx, packet, new, true)?;
-    Ok(redirect(ctx, pod.ifindex))
-}
-
-/// Tells the client the MTU of the pod's link. The quote must show what the client sent, so a packet that
-/// was already rewritten on another node gets its frontend back first.
-#[inline(always)]
-fn too_big_for_pod(ctx: &mut TcContext, packet: &Packet, vip: u32, mtu: u32) -> i32 {
-    let mut seen = *packet;
-    let mut source = packet.dst;
-    if vip != 0 && vip != packet.dst {
-        if let Some(flow) = flow::find(&reply_key_of(packet), now()) {
-            let original = Tuple::of(packet).to(flow.vip, flow.vport);
-            if let Err(action) = rewrite(ctx, packet, &original, false) {
-                return action;
-            }
-            seen.dst = flow.vip;
-            seen.dport = flow.vport;
-        }
-        source = vip;
-    }
-    icmp_send::error(ctx, &seen, &Message::fragmentation_needed(mtu, source, DropReason::TooBig))
+    Ok(None)
 }

@@ -1,4 +1,4 @@
-//! Verdicts: counted drops, counters, and the redirects that keep netfilter and rp_filter out.
+//! How a program ends: counted drops, counters, and the redirect that keeps netfilter and rp_filter out.
 
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT},
@@ -9,16 +9,43 @@ use datapath_types::{Counter, DropReason, MARK_DONE};
 
 use crate::maps::{COUNTERS, DROPS};
 
-/// A step's result: go on with a value, or leave the program with this tc action.
-pub(crate) type Step<T> = Result<T, i32>;
-
-/// Let the node's stack have the packet.
+/// Let the node's stack, or the next program, have the packet.
 pub(crate) const PASS: i32 = TC_ACT_OK;
 
-/// Counts a drop and returns the action.
+/// A step's result: go on with a value, or leave the program.
+pub(crate) type Step<T> = Result<T, Leave>;
+
+/// Why a program ends early. Drops are counted in one place, at the end: each inlined map access costs
+/// the verifier states, and there are many ways to drop.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Leave(u32);
+
+impl Leave {
+    /// Not ours, or nothing to do.
+    pub(crate) const PASS: Self = Self(0);
+}
+
+impl From<DropReason> for Leave {
+    #[inline(always)]
+    fn from(reason: DropReason) -> Self {
+        Self(reason as u32)
+    }
+}
+
+/// Turns a program's result into a tc action.
 #[inline(always)]
-pub(crate) fn drop(reason: DropReason) -> i32 {
-    if let Some(count) = DROPS.get_ptr_mut(reason as u32) {
+pub(crate) fn finish(result: Step<i32>) -> i32 {
+    match result {
+        Ok(action) => action,
+        Err(Leave(0)) => PASS,
+        Err(Leave(reason)) => drop(reason),
+    }
+}
+
+/// Counts a drop and gives the action.
+#[inline(always)]
+pub(crate) fn drop(reason: u32) -> i32 {
+    if let Some(count) = DROPS.get_ptr_mut(reason) {
         // SAFETY: a per-CPU slot; programs on one CPU do not interrupt each other.
         unsafe { *count += 1 };
     }
@@ -39,7 +66,7 @@ pub(crate) fn count(counter: Counter) {
 /// see it.
 #[inline(always)]
 pub(crate) fn redirect(ctx: &mut TcContext, ifindex: u32) -> i32 {
-    // The uplink's egress program must not look at it again.
+    // The egress programs of the link must not look at it again.
     ctx.set_mark(MARK_DONE);
     // SAFETY: no parameters block, so no pointer is passed.
     unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }

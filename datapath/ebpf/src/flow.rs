@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use datapath_types::{Counter, DropReason, Flow, FlowFlags, FlowKey, FlowKind, PROTO_TCP};
 
 use crate::{
-    drop::{Step, count, drop},
+    drop::{Step, count},
     maps::FLOWS,
     packet::{FIN, Packet, RST},
 };
@@ -52,7 +52,7 @@ pub(crate) fn find<'a>(key: &FlowKey, now: u64) -> Option<&'a mut Flow> {
 /// [`DropReason::FlowTableFull`] if the map refuses.
 #[inline(always)]
 pub(crate) fn store(key: &FlowKey, flow: &Flow) -> Step<()> {
-    FLOWS.insert(key, flow, 0).map_err(|_| drop(DropReason::FlowTableFull))?;
+    FLOWS.insert(key, flow, 0).map_err(|_| DropReason::FlowTableFull)?;
     count(Counter::FlowOpened);
     Ok(())
 }

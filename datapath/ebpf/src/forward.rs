@@ -1,15 +1,51 @@
-//! Where a packet goes next: which link, whether it fits, whether it may live one hop longer.
+//! A packet's next move: decided by the steps before, carried out here, once per program.
+//!
+//! Deciding never touches the packet. So there is one copy of the code that does, whatever led to it, and
+//! the ICMP errors about a packet that cannot be moved still find it as its sender wrote it.
 
 use aya_ebpf::programs::TcContext;
-use datapath_types::{Endpoint, PROTO_TCP};
+use datapath_types::{Counter, DropReason, Endpoint, Mutation, PROTO_TCP, option};
 
 use crate::{
-    drop::{PASS, Step, redirect},
+    drop::{PASS, Step, count, redirect},
     icmp_send::{self, Message},
     maps::{ENDPOINTS, NODES},
+    option as dsr_option,
     packet::{Packet, read},
+    rewrite::{Tuple, rewrite},
     settings,
 };
+
+/// What to do about the DSR option.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum OptionStep {
+    /// Nothing.
+    Leave = 0,
+    /// Insert one that names [`Move::seen`]'s destination.
+    Insert = 1,
+    /// Take it out.
+    Strip = 2,
+}
+
+/// Where a packet goes and as what.
+#[derive(Clone, Copy)]
+pub(crate) struct Move {
+    /// Addresses and ports it shall have.
+    pub(crate) new: Tuple,
+    /// Addresses and ports as its sender wrote them, for quotes and for the option.
+    pub(crate) seen: Tuple,
+    /// Interface index; 0 is this host's stack.
+    pub(crate) out: u32,
+    /// MTU of that interface; 0 does not ask.
+    pub(crate) mtu: u32,
+    /// The DSR option.
+    pub(crate) option: OptionStep,
+    /// Whether this node counts as a hop.
+    pub(crate) hop: bool,
+    /// Answer with port unreachable instead.
+    pub(crate) refuse: bool,
+}
 
 /// The local pod with this address.
 #[inline(always)]
@@ -24,14 +60,109 @@ pub(crate) fn is_outside(addr: u32) -> bool {
     !settings::is_pod_addr(addr) && NODES.get_ptr(addr).is_none()
 }
 
-/// Sends the packet towards a destination that it already carries: a local pod, this host's stack, or
-/// the uplink.
-#[inline(always)]
-pub(crate) fn towards(ctx: &mut TcContext, dst: u32) -> i32 {
-    if let Some(pod) = endpoint(dst) {
-        return redirect(ctx, pod.ifindex);
+impl Move {
+    /// Towards the destination that `new` names: a local pod, this host's stack, or the uplink.
+    #[inline(always)]
+    pub(crate) fn towards(packet: &Packet, new: Tuple) -> Self {
+        let stack = new.dst == settings::node_addr();
+        let (out, mtu) = match endpoint(new.dst) {
+            Some(pod) => (pod.ifindex, pod.mtu),
+            None if stack => (0, 0),
+            None => (settings::uplink(), settings::mtu()),
+        };
+        let seen = Tuple::of(packet);
+        Self { new, seen, out, mtu, option: OptionStep::Leave, hop: !stack, refuse: false }
     }
-    if dst == settings::node_addr() { PASS } else { redirect(ctx, settings::uplink()) }
+
+    /// Out of the uplink.
+    #[inline(always)]
+    pub(crate) fn uplink(packet: &Packet, new: Tuple) -> Self {
+        let (out, mtu) = (settings::uplink(), settings::mtu());
+        let seen = Tuple::of(packet);
+        Self { new, seen, out, mtu, option: OptionStep::Leave, hop: true, refuse: false }
+    }
+
+    /// The packet as the stack routed it already, with other addresses.
+    #[inline(always)]
+    pub(crate) fn in_place(packet: &Packet, new: Tuple) -> Self {
+        let seen = Tuple::of(packet);
+        Self { new, seen, out: 0, mtu: 0, option: OptionStep::Leave, hop: false, refuse: false }
+    }
+
+    /// Port unreachable to the sender.
+    #[inline(always)]
+    pub(crate) fn refuse(packet: &Packet) -> Self {
+        Self { refuse: true, ..Self::in_place(packet, Tuple::of(packet)) }
+    }
+
+    /// Bytes that the option step adds.
+    #[inline(always)]
+    fn growth(&self) -> i32 {
+        match self.option {
+            OptionStep::Leave => 0,
+            OptionStep::Insert => option::LEN as i32,
+            OptionStep::Strip => -(option::LEN as i32),
+        }
+    }
+
+    /// What the sender must hear instead, if the packet cannot be moved.
+    #[inline(always)]
+    fn obstacle(&self, ctx: &TcContext, packet: &Packet) -> Option<Message> {
+        if self.refuse {
+            return Some(Message::port_unreachable(self.seen.dst));
+        }
+        if self.hop && packet.ttl <= 1 {
+            return Some(Message::time_exceeded(settings::node_addr()));
+        }
+        if self.mtu == 0 || settings::mutated(Mutation::IgnoreMtu) {
+            return None;
+        }
+        // Also without DF: this node cannot fragment, and a sender that learns the path MTU does.
+        let growth = self.growth();
+        if wire_len(ctx, packet) as i32 + growth <= self.mtu as i32 {
+            return None;
+        }
+        let tagged = self.option == OptionStep::Insert;
+        let room = if tagged { self.mtu - option::LEN as u32 } else { self.mtu };
+        let reason = if tagged { DropReason::TooBigForOption } else { DropReason::TooBig };
+        Some(Message::fragmentation_needed(room, self.seen.dst, reason))
+    }
+
+    /// Carries the move out. Gives the tc action.
+    ///
+    /// # Errors
+    /// A drop if a helper refuses.
+    #[inline(always)]
+    pub(crate) fn carry_out(&self, ctx: &mut TcContext, packet: &mut Packet) -> Step<i32> {
+        if let Some(message) = self.obstacle(ctx, packet) {
+            return self.send_back(ctx, packet, &message);
+        }
+        if self.option == OptionStep::Insert && packet.ihl > dsr_option::LONGEST {
+            return Err(DropReason::OptionNoRoom.into());
+        }
+        rewrite(ctx, packet, &self.new, self.hop)?;
+        match self.option {
+            OptionStep::Leave => {}
+            OptionStep::Insert => {
+                dsr_option::insert(ctx, packet, self.seen.dst, self.seen.dport)?;
+                count(Counter::OptionInserted);
+            }
+            OptionStep::Strip => {
+                dsr_option::strip(ctx, packet)?;
+                count(Counter::OptionStripped);
+            }
+        }
+        Ok(if self.out == 0 { PASS } else { redirect(ctx, self.out) })
+    }
+
+    /// Answers the sender. A packet that another node has rewritten shows its sender's view again first.
+    #[inline(always)]
+    fn send_back(&self, ctx: &mut TcContext, packet: &mut Packet, message: &Message) -> Step<i32> {
+        if self.seen.dst != packet.dst {
+            rewrite(ctx, packet, &self.seen, false)?;
+        }
+        Ok(icmp_send::error(ctx, packet, message))
+    }
 }
 
 /// The largest IPv4 packet that will be on the wire: the packet itself, or one segment of a GSO packet.
@@ -47,22 +178,4 @@ fn wire_len(ctx: &TcContext, packet: &Packet) -> u32 {
         _ => 8,
     };
     packet.ihl as u32 + transport + segment
-}
-
-/// Whether the packet, grown by `extra` bytes, fits a link.
-#[inline(always)]
-pub(crate) fn fits(ctx: &TcContext, packet: &Packet, extra: u32, mtu: u32) -> bool {
-    wire_len(ctx, packet) + extra <= mtu
-}
-
-/// Refuses a packet whose TTL would become zero here.
-///
-/// # Errors
-/// Sends ICMP time exceeded from `source` and gives the action.
-#[inline(always)]
-pub(crate) fn check_ttl(ctx: &mut TcContext, packet: &Packet, source: u32) -> Step<()> {
-    if packet.ttl > 1 {
-        return Ok(());
-    }
-    Err(icmp_send::error(ctx, packet, &Message::time_exceeded(source)))
 }

@@ -8,12 +8,13 @@ use datapath_types::{
 };
 
 use crate::{
-    drop::{PASS, Step, count, drop},
+    drop::{PASS, Step, count, redirect},
     flow::{self, now},
-    forward,
+    forward::{self, Move},
     maps::{BACKEND_SOCKETS, FRONTENDS},
     packet::{ETH_LEN, IPV4_MIN, Packet, at, ipv4, read},
     rewrite::Tuple,
+    scratch::Scratch,
     settings,
 };
 
@@ -73,46 +74,48 @@ fn parse_quote(ctx: &TcContext, packet: &Packet) -> Option<Quote> {
 /// An error that arrives on the uplink.
 ///
 /// # Errors
-/// The action of a counted drop.
+/// A drop.
 #[inline(always)]
-pub(crate) fn from_netdev(ctx: &mut TcContext, packet: &Packet) -> Step<i32> {
+pub(crate) fn from_netdev(ctx: &mut TcContext, s: &mut Scratch) -> Step<i32> {
+    let packet = &s.packet;
     let Some(quote) = parse_quote(ctx, packet) else { return Ok(PASS) };
-    if let Some(flow) = reply_in_trouble(&quote) {
-        return to_backend(ctx, packet, &quote, &flow);
-    }
-    if let Some(flow) = request_in_trouble(&quote) {
-        if flow.flags & (FlowFlags::SNAT | FlowFlags::INSIDE) != 0 {
-            return to_client(ctx, packet, &quote, &flow);
-        }
-    }
-    // Translated by the ingress node already: give it to the pod past the stack, whose conntrack does not
-    // know the flow and may call the error invalid.
-    if forward::endpoint(packet.dst).is_some() && is_backend(quote.tuple.src, quote.tuple.sport, quote.proto)
+    let new = if let Some(flow) = reply_in_trouble(&quote) {
+        count(Counter::IcmpToBackend);
+        Rewritten::for_backend(packet, &flow)
+    } else if let Some(flow) = request_in_trouble(&quote)
+        && flow.flags & (FlowFlags::SNAT | FlowFlags::INSIDE) != 0
     {
-        return rewritten(ctx, packet, &quote, &Rewritten::hop(packet, &quote));
-    }
-    Ok(PASS)
+        count(Counter::IcmpToClient);
+        Rewritten::for_client(packet, &flow)
+    } else if forward::endpoint(packet.dst).is_some()
+        && is_backend(quote.tuple.src, quote.tuple.sport, quote.proto)
+    {
+        // Translated by the ingress node already: give it to the pod past the stack, whose conntrack does
+        // not know the flow and may call the error invalid.
+        Rewritten { src: packet.src, dst: packet.dst, quote: quote.tuple }
+    } else {
+        return Ok(PASS);
+    };
+    send(ctx, packet, &quote, &new, false)
 }
 
 /// An error that a pod sends, or that this host's stack sends on a pod's behalf (`egress`).
 ///
 /// # Errors
-/// The action of a counted drop: an error about a backend without a flow would show its address.
+/// A drop; an error about a backend without a flow would show its address.
 #[inline(always)]
-pub(crate) fn from_backend(ctx: &mut TcContext, packet: &Packet, egress: bool) -> Step<i32> {
+pub(crate) fn from_backend(ctx: &mut TcContext, s: &mut Scratch, egress: bool) -> Step<i32> {
+    let packet = &s.packet;
     let Some(quote) = parse_quote(ctx, packet) else { return Ok(PASS) };
-    let Some(flow) = request_in_trouble(&quote) else {
-        let local = is_backend(quote.tuple.dst, quote.tuple.dport, quote.proto);
-        if local && settings::is_pod_addr(quote.tuple.dst) && forward::is_outside(packet.dst) {
-            return Err(drop(DropReason::IcmpNoState));
-        }
-        return Ok(PASS);
-    };
-    if egress {
-        to_client_in_place(ctx, packet, &quote, &flow)
-    } else {
-        to_client(ctx, packet, &quote, &flow)
+    if let Some(flow) = request_in_trouble(&quote) {
+        count(Counter::IcmpToClient);
+        return send(ctx, packet, &quote, &Rewritten::for_client(packet, &flow), egress);
     }
+    let local = is_backend(quote.tuple.dst, quote.tuple.dport, quote.proto);
+    if local && settings::is_pod_addr(quote.tuple.dst) && forward::is_outside(packet.dst) {
+        return Err(DropReason::IcmpNoState.into());
+    }
+    Ok(PASS)
 }
 
 /// The quote is a reply that we sent: frontend to client.
@@ -142,93 +145,67 @@ struct Rewritten {
     src: u32,
     dst: u32,
     quote: Tuple,
-    hop: bool,
 }
 
 impl Rewritten {
-    /// Only the TTL changes.
-    #[inline(always)]
-    fn hop(packet: &Packet, quote: &Quote) -> Self {
-        Self { src: packet.src, dst: packet.dst, quote: quote.tuple, hop: true }
-    }
-
     /// As the client knows the flow. The backend's own errors come from the frontend; a router's keep the
     /// router's address, as behind any NAT.
     #[inline(always)]
-    fn for_client(packet: &Packet, flow: &Flow, hop: bool) -> Self {
-        Self {
-            src: if packet.src == flow.backend_addr { flow.vip } else { packet.src },
-            dst: flow.client_addr,
-            quote: Tuple {
-                src: flow.client_addr,
-                dst: flow.vip,
-                sport: flow.client_port,
-                dport: flow.vport,
-            },
-            hop,
-        }
+    fn for_client(packet: &Packet, flow: &Flow) -> Self {
+        let src = if packet.src == flow.backend_addr { flow.vip } else { packet.src };
+        let quote = Tuple {
+            src: flow.client_addr,
+            dst: flow.vip,
+            sport: flow.client_port,
+            dport: flow.vport,
+        };
+        Self { src, dst: flow.client_addr, quote }
     }
 
     /// As the backend knows the flow.
     #[inline(always)]
     fn for_backend(packet: &Packet, flow: &Flow) -> Self {
         let snat = flow.flags & FlowFlags::SNAT != 0;
-        Self {
-            src: packet.src,
-            dst: flow.backend_addr,
-            quote: Tuple {
-                src: flow.backend_addr,
-                dst: if snat { flow.snat_addr } else { flow.client_addr },
-                sport: flow.backend_port,
-                dport: if snat { flow.snat_port } else { flow.client_port },
-            },
-            hop: true,
-        }
+        let quote = Tuple {
+            src: flow.backend_addr,
+            dst: if snat { flow.snat_addr } else { flow.client_addr },
+            sport: flow.backend_port,
+            dport: if snat { flow.snat_port } else { flow.client_port },
+        };
+        Self { src: packet.src, dst: flow.backend_addr, quote }
     }
 }
 
+/// Writes the error and sends it on; at egress the stack has routed it already.
 #[inline(always)]
-fn to_client(ctx: &mut TcContext, packet: &Packet, quote: &Quote, flow: &Flow) -> Step<i32> {
-    count(Counter::IcmpToClient);
-    let hop = flow.client_addr != settings::node_addr();
-    rewritten(ctx, packet, quote, &Rewritten::for_client(packet, flow, hop))
-}
-
-#[inline(always)]
-fn to_client_in_place(ctx: &mut TcContext, packet: &Packet, quote: &Quote, flow: &Flow) -> Step<i32> {
-    count(Counter::IcmpToClient);
-    write(ctx, packet, quote, &Rewritten::for_client(packet, flow, false))?;
-    Ok(PASS)
-}
-
-#[inline(always)]
-fn to_backend(ctx: &mut TcContext, packet: &Packet, quote: &Quote, flow: &Flow) -> Step<i32> {
-    count(Counter::IcmpToBackend);
-    rewritten(ctx, packet, quote, &Rewritten::for_backend(packet, flow))
-}
-
-/// Writes and sends on.
-#[inline(always)]
-fn rewritten(ctx: &mut TcContext, packet: &Packet, quote: &Quote, new: &Rewritten) -> Step<i32> {
+fn send(
+    ctx: &mut TcContext,
+    packet: &Packet,
+    quote: &Quote,
+    new: &Rewritten,
+    egress: bool,
+) -> Step<i32> {
+    let way = Move::towards(packet, Tuple::of(packet).to(new.dst, 0));
+    let hop = way.hop && !egress;
     // An error about an error is forbidden (RFC 1122 section 3.2.2), so a dying one just dies.
-    if new.hop && packet.ttl <= 1 {
-        return Err(drop(DropReason::TtlExceeded));
+    if hop && packet.ttl <= 1 {
+        return Err(DropReason::TtlExceeded.into());
     }
-    write(ctx, packet, quote, new)?;
-    Ok(forward::towards(ctx, new.dst))
+    write(ctx, packet, quote, new, hop)?;
+    Ok(if egress || way.out == 0 { PASS } else { redirect(ctx, way.out) })
 }
 
 /// Writes the outer header, the quote and the ICMP checksum.
 #[inline(always)]
-fn write(ctx: &TcContext, packet: &Packet, quote: &Quote, new: &Rewritten) -> Step<()> {
-    let broken = || drop(DropReason::RewriteFailed);
-    write_header(ctx, ETH_LEN, packet.src, packet.dst, new.src, new.dst, new.hop).ok_or_else(broken)?;
+fn write(ctx: &TcContext, packet: &Packet, quote: &Quote, new: &Rewritten, hop: bool) -> Step<()> {
+    let broken = DropReason::RewriteFailed;
+    write_header(ctx, ETH_LEN, packet.src, packet.dst, new.src, new.dst, hop).ok_or(broken)?;
     // The quoted header and its own checksum change by opposite amounts, so only the quoted transport
     // header moves the ICMP checksum.
     let t = &quote.tuple;
-    write_header(ctx, quote.offset, t.src, t.dst, new.quote.src, new.quote.dst, false).ok_or_else(broken)?;
-    let delta = write_quoted_transport(ctx, quote, &new.quote).ok_or_else(broken)?;
-    let field: *mut u16 = at(ctx, packet.l4_offset() + ICMP_CHECK).ok_or_else(broken)?;
+    write_header(ctx, quote.offset, t.src, t.dst, new.quote.src, new.quote.dst, false).ok_or(broken)?;
+    let delta = write_quoted_transport(ctx, quote, &new.quote).ok_or(broken)?;
+    let field: *mut u16 = at(ctx, packet.l4_offset() + ICMP_CHECK).ok_or(broken)?;
     // SAFETY: `at` checked two bytes.
     unsafe { field.write_unaligned(checksum::update(field.read_unaligned(), delta)) };
     Ok(())

@@ -12,17 +12,20 @@ use aya_ebpf::{
 use datapath_types::{Counter, DropReason, PROTO_ICMP, checksum};
 
 use crate::{
-    drop::{count, drop},
+    drop::{count, drop, redirect},
     forward,
     packet::{ETH_LEN, Packet},
+    settings,
 };
 
 /// Longest quote: the longest IPv4 header and the 8 bytes of RFC 792.
 const QUOTE_MAX: usize = 68;
-/// Words of the quote buffer.
-const QUOTE_WORDS: usize = QUOTE_MAX / 4;
 /// IPv4 and ICMP headers in front of the quote.
 const PREFIX: usize = 28;
+/// Words of the IPv4 header, of the ICMP header behind it, and of all.
+const IPV4_WORDS: usize = 5;
+const PREFIX_WORDS: usize = PREFIX / 4;
+const WORDS: usize = (PREFIX + QUOTE_MAX) / 4;
 
 /// One error to send, in one value: a BPF function takes at most five arguments.
 pub(crate) struct Message {
@@ -41,8 +44,8 @@ pub(crate) struct Message {
 impl Message {
     /// Destination unreachable, port unreachable (RFC 792).
     #[inline(always)]
-    pub(crate) fn port_unreachable(source: u32, reason: DropReason) -> Self {
-        Self { kind: 3, code: 3, mtu: 0, source, reason }
+    pub(crate) fn port_unreachable(source: u32) -> Self {
+        Self { kind: 3, code: 3, mtu: 0, source, reason: DropReason::NoBackend }
     }
 
     /// Destination unreachable, fragmentation needed (RFC 1191).
@@ -62,7 +65,7 @@ impl Message {
 /// action.
 #[inline(never)]
 pub(crate) fn error(ctx: &mut TcContext, packet: &Packet, message: &Message) -> i32 {
-    let dropped = drop(message.reason);
+    let dropped = drop(message.reason as u32);
     // No error about a later fragment, and none about a packet that has no return address (RFC 1122
     // section 3.2.2).
     if !packet.fragment.has_transport() || packet.src == 0 {
@@ -72,75 +75,69 @@ pub(crate) fn error(ctx: &mut TcContext, packet: &Packet, message: &Message) -> 
         return dropped;
     }
     count(Counter::IcmpSent);
-    forward::towards(ctx, packet.src)
+    // Back where it came from: the answer to a pod goes to the pod, every other to the uplink.
+    let out = forward::endpoint(packet.src).map_or(settings::uplink(), |pod| pod.ifindex);
+    redirect(ctx, out)
 }
 
 /// Cuts, prepends, writes.
 #[inline(always)]
 fn make(ctx: &mut TcContext, packet: &Packet, message: &Message) -> Option<()> {
     let skb = ctx.skb.skb;
-    let mut quote = [0u32; QUOTE_WORDS];
+    // One buffer for the new headers and the quote: the kernel allows 512 bytes of stack for this
+    // function and its caller together ("combined stack size of 2 calls is 528. Too large").
+    let mut words = [0u32; WORDS];
     let mut len = packet.tot_len as usize;
     if len > QUOTE_MAX {
         len = QUOTE_MAX;
     }
-    // Says the bound in a form that survives LLVM: "R4 invalid zero-sized read" and "unbounded memory
-    // access" are what the verifier says to a length that was only compared before a spill.
+    // Says the bound in a form that survives LLVM: "R4 unbounded memory access" is what the verifier says
+    // to a length that was only compared before a spill.
     let len = (len & 0x7f) as u32;
-    if len < 28 || len as usize > QUOTE_MAX {
+    if len < PREFIX as u32 || len as usize > QUOTE_MAX {
         return None;
     }
-    let to = quote.as_mut_ptr().cast();
-    // SAFETY: `quote` has QUOTE_MAX bytes and `len` is at most that.
-    if unsafe { bpf_skb_load_bytes(skb.cast(), ETH_LEN as u32, to, len) } != 0 {
-        return None;
-    }
+    // SAFETY: the buffer has QUOTE_MAX bytes behind PREFIX, and `len` is at most that.
+    let loaded = unsafe {
+        let to = words.as_mut_ptr().add(PREFIX_WORDS).cast();
+        bpf_skb_load_bytes(skb.cast(), ETH_LEN as u32, to, len)
+    };
     // SAFETY: `skb` is the context.
-    if unsafe { bpf_skb_change_tail(skb, ETH_LEN as u32 + len, 0) } != 0 {
+    if loaded != 0 || unsafe { bpf_skb_change_tail(skb, ETH_LEN as u32 + len, 0) } != 0 {
         return None;
     }
     ctx.adjust_room(PREFIX as i32, BPF_ADJ_ROOM_MAC, 0).ok()?;
-    let prefix = headers(packet, message, len, &quote);
-    let from = prefix.as_ptr().cast();
-    // SAFETY: `prefix` has PREFIX bytes.
+    write_headers(&mut words, packet, message, len);
+    let from = words.as_ptr().cast();
+    // SAFETY: the buffer has PREFIX bytes.
     let stored = unsafe { bpf_skb_store_bytes(skb, ETH_LEN as u32, from, PREFIX as u32, 0) };
     if stored == 0 { Some(()) } else { None }
 }
 
-/// The IPv4 header (RFC 791) and the ICMP header (RFC 792), as seven words in packet order.
+/// The IPv4 header (RFC 791) and the ICMP header (RFC 792) in front of the quote, in packet order.
 #[inline(always)]
-fn headers(
-    packet: &Packet,
-    message: &Message,
-    quote_len: u32,
-    quote: &[u32; QUOTE_WORDS],
-) -> [u32; 7] {
+fn write_headers(words: &mut [u32; WORDS], packet: &Packet, message: &Message, quote_len: u32) {
     let tot_len = (PREFIX as u32 + quote_len) as u16;
     let [t0, t1] = tot_len.to_be_bytes();
     let [m0, m1] = message.mtu.to_be_bytes();
-    let Message { kind, code, source, .. } = *message;
-    let mut words = [
-        // TOS c0, internetwork control, as Linux sends its own errors (RFC 1812 section 4.3.2.5).
-        u32::from_ne_bytes([0x45, 0xc0, t0, t1]),
-        0,
-        u32::from_ne_bytes([64, PROTO_ICMP, 0, 0]),
-        source,
-        packet.src,
-        u32::from_ne_bytes([kind, code, 0, 0]),
-        u32::from_ne_bytes([0, 0, m0, m1]),
-    ];
+    // TOS c0, internetwork control, as Linux sends its own errors (RFC 1812 section 4.3.2.5).
+    words[0] = u32::from_ne_bytes([0x45, 0xc0, t0, t1]);
+    words[2] = u32::from_ne_bytes([64, PROTO_ICMP, 0, 0]);
+    words[3] = message.source;
+    words[4] = packet.src;
+    words[5] = u32::from_ne_bytes([message.kind, message.code, 0, 0]);
+    words[6] = u32::from_ne_bytes([0, 0, m0, m1]);
     let mut sum = 0;
-    for word in &words[..5] {
+    for word in &words[..IPV4_WORDS] {
         sum = checksum::add32(sum, *word);
     }
     let [c0, c1] = (!checksum::fold(sum)).to_ne_bytes();
     words[2] = u32::from_ne_bytes([64, PROTO_ICMP, c0, c1]);
-    let mut sum = checksum::add32(checksum::add32(0, words[5]), words[6]);
+    let mut sum = 0;
     // The buffer is zero behind the quote, and zeros do not change a sum.
-    for word in quote {
+    for word in &words[IPV4_WORDS..] {
         sum = checksum::add32(sum, *word);
     }
     let [c0, c1] = (!checksum::fold(sum)).to_ne_bytes();
-    words[5] = u32::from_ne_bytes([kind, code, c0, c1]);
-    words
+    words[5] = u32::from_ne_bytes([message.kind, message.code, c0, c1]);
 }

@@ -10,6 +10,8 @@ use datapath_types::{
     FragmentPorts, Frontend, MAGLEV_SLOTS, NodeEntry, SocketKey,
 };
 
+use crate::scratch::Scratch;
+
 /// `ABI_VERSION` of whoever created the pins, at index 0.
 #[map]
 pub(crate) static ABI: Array<u32> = Array::pinned(1, 0);
@@ -57,6 +59,11 @@ pub(crate) static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(DropReason::SLOT
 /// What was done, by [`Counter`].
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::SLOTS, 0);
+
+/// Where a program keeps the packet it works on; see [`crate::scratch`]. Not pinned: it holds nothing
+/// between packets.
+#[map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 /// Optional records, one per rewrite.
 #[map]

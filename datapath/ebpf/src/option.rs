@@ -15,32 +15,28 @@ use datapath_types::{
 };
 
 use crate::{
-    drop::{Step, count, drop},
+    drop::{Step, count},
     maps::FRONTENDS,
     packet::{ETH_LEN, IPV4_MIN, Packet, at, ipv4, read},
     settings,
 };
 
 /// IHL of the longest header that still has room for eight more bytes.
-const LONGEST: u8 = 52;
+pub(crate) const LONGEST: u8 = 52;
 
-/// Inserts the option that names the frontend. `packet` keeps describing the packet.
+/// Inserts the option that names the frontend into a header of at most [`LONGEST`] bytes. `packet` keeps
+/// describing the packet.
 ///
 /// # Errors
-/// [`DropReason::OptionNoRoom`] for IHL 14 and 15, [`DropReason::RewriteFailed`] if the kernel has no room.
+/// [`DropReason::RewriteFailed`] if the kernel has no room.
 #[inline(always)]
 pub(crate) fn insert(ctx: &mut TcContext, packet: &mut Packet, vip: u32, vport: u16) -> Step<()> {
-    if packet.ihl > LONGEST {
-        return Err(drop(DropReason::OptionNoRoom));
-    }
     let order = match settings::has(SettingsFlags::WIRE_CILIUM) {
         true => WireOrder::Cilium,
         false => WireOrder::Network,
     };
     let vport = if settings::mutated(Mutation::WrongOptionPort) { !vport } else { vport };
-    resize(ctx, packet, option::LEN as i32, option::encode(vip, vport, order))?;
-    count(Counter::OptionInserted);
-    Ok(())
+    resize(ctx, packet, option::LEN as i32, option::encode(vip, vport, order))
 }
 
 /// Takes the option out again.
@@ -50,10 +46,8 @@ pub(crate) fn insert(ctx: &mut TcContext, packet: &mut Packet, vip: u32, vport: 
 #[inline(always)]
 pub(crate) fn strip(ctx: &mut TcContext, packet: &mut Packet) -> Step<()> {
     let old: [u8; option::LEN] =
-        read(ctx, ETH_LEN + IPV4_MIN).ok_or_else(|| drop(DropReason::RewriteFailed))?;
-    resize(ctx, packet, -(option::LEN as i32), old)?;
-    count(Counter::OptionStripped);
-    Ok(())
+        read(ctx, ETH_LEN + IPV4_MIN).ok_or(DropReason::RewriteFailed)?;
+    resize(ctx, packet, -(option::LEN as i32), old)
 }
 
 /// Opens (`diff` 8, then writes `bytes`) or closes (`diff` -8, `bytes` are what goes away) the gap behind
@@ -63,9 +57,9 @@ fn resize(ctx: &mut TcContext, packet: &mut Packet, diff: i32, bytes: [u8; optio
     // FIXED_GSO: a GSO packet keeps its segment size; without it the kernel refuses UDP GSO
     // (net/core/filter.c, bpf_skb_net_grow).
     ctx.adjust_room(diff, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO as u64)
-        .map_err(|_| drop(DropReason::RewriteFailed))?;
+        .map_err(|_| DropReason::RewriteFailed)?;
     let header: *mut [u8; IPV4_MIN + option::LEN] =
-        at(ctx, ETH_LEN).ok_or_else(|| drop(DropReason::RewriteFailed))?;
+        at(ctx, ETH_LEN).ok_or(DropReason::RewriteFailed)?;
     let base = header.cast::<u8>();
     let tot_len = (packet.tot_len as i32 + diff) as u16;
     let ihl = (packet.ihl as i32 + diff) as u8;
@@ -105,11 +99,11 @@ pub(crate) fn find(ctx: &TcContext, packet: &Packet) -> Step<Option<DsrFrontend>
         return Ok(None);
     }
     let bytes: [u8; option::LEN] =
-        read(ctx, ETH_LEN + IPV4_MIN).ok_or_else(|| drop(DropReason::BadOption))?;
+        read(ctx, ETH_LEN + IPV4_MIN).ok_or(DropReason::BadOption)?;
     let (network, cilium) = match option::decode(bytes) {
         Ok(readings) => readings,
         Err(DecodeError::NotDsr) => return Ok(None),
-        Err(DecodeError::BadLength) => return Err(drop(DropReason::BadOption)),
+        Err(DecodeError::BadLength) => return Err(DropReason::BadOption.into()),
     };
     if is_frontend(network, packet.proto) {
         count(Counter::OptionNetwork);
@@ -119,7 +113,7 @@ pub(crate) fn find(ctx: &TcContext, packet: &Packet) -> Step<Option<DsrFrontend>
         count(Counter::OptionCilium);
         return Ok(Some(cilium));
     }
-    Err(drop(DropReason::BadOption))
+    Err(DropReason::BadOption.into())
 }
 
 #[inline(always)]

@@ -9,8 +9,9 @@ use aya_ebpf::programs::TcContext;
 use datapath_types::{DropReason, FragmentKey, FragmentPorts, PROTO_TCP, PROTO_UDP};
 
 use crate::{
-    drop::{PASS, Step, drop},
+    drop::{Leave, Step},
     maps::FRAGMENTS,
+    scratch::forget,
 };
 
 /// Bytes of an Ethernet header.
@@ -143,19 +144,21 @@ fn is_plain_ipv4(ctx: &TcContext) -> bool {
 /// Parses the IPv4 header and the ports.
 ///
 /// # Errors
-/// [`PASS`] for what is not ours to judge, a counted drop for what is broken.
+/// [`Leave::PASS`] for what is not ours to judge, a drop for what is broken.
 #[inline(always)]
-pub(crate) fn parse(ctx: &TcContext) -> Step<Packet> {
+pub(crate) fn parse(ctx: &TcContext, packet: &mut Packet) -> Step<()> {
     if !is_plain_ipv4(ctx) {
-        return Err(PASS);
+        return Err(Leave::PASS);
     }
     pull_headers(ctx);
-    let mut packet = parse_ipv4(ctx).ok_or_else(|| drop(DropReason::InvalidHeader))?;
+    *packet = parse_ipv4(ctx).ok_or(DropReason::InvalidHeader)?;
+    let packet = forget(packet);
     match packet.fragment {
-        Fragment::Later => borrow_ports(&mut packet),
-        _ => parse_ports(ctx, &mut packet)?,
+        Fragment::Later => borrow_ports(packet),
+        _ => parse_ports(ctx, packet)?,
     }
-    Ok(packet)
+    forget(packet);
+    Ok(())
 }
 
 /// Reads the IPv4 header; `None` if it contradicts itself or the frame.
@@ -209,13 +212,13 @@ fn parse_ports(ctx: &TcContext, packet: &mut Packet) -> Step<()> {
         _ => return Ok(()),
     };
     if packet.tot_len < packet.ihl as u16 + need {
-        return Err(drop(DropReason::TruncatedTransport));
+        return Err(DropReason::TruncatedTransport.into());
     }
-    let ports: [u16; 2] = read(ctx, l4).ok_or_else(|| drop(DropReason::TruncatedTransport))?;
+    let ports: [u16; 2] = read(ctx, l4).ok_or(DropReason::TruncatedTransport)?;
     packet.sport = ports[0];
     packet.dport = ports[1];
     if packet.proto == PROTO_TCP {
-        packet.tcp_flags = read(ctx, l4 + 13).ok_or_else(|| drop(DropReason::TruncatedTransport))?;
+        packet.tcp_flags = read(ctx, l4 + 13).ok_or(DropReason::TruncatedTransport)?;
     }
     if packet.fragment == Fragment::First {
         let ports = FragmentPorts { sport: packet.sport, dport: packet.dport };

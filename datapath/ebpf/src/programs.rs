@@ -2,17 +2,21 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use datapath_types::{
-    BackendFlags, DropReason, Flow, FlowFlags, Frontend, Hook, MARK_DONE, Mutation, PROTO_TCP, PROTO_UDP,
+    BackendFlags, DropReason, FlowFlags, Frontend, Hook, MARK_DONE, Mutation, PROTO_TCP, PROTO_UDP,
     SocketKey,
 };
 
 use crate::{
     backend,
-    drop::{PASS, Step, drop, redirect},
-    forward, icmp,
+    drop::{Leave, PASS, Step, finish},
+    forward::{self, Move},
+    icmp,
     maps::{BACKEND_SOCKETS, BACKENDS, FRONTENDS},
     packet::{Fragment, Packet, parse},
-    reply, service,
+    reply,
+    rewrite::Tuple,
+    scratch::{Scratch, forget, scratch},
+    service,
     service::Origin,
     settings,
 };
@@ -20,138 +24,176 @@ use crate::{
 /// Ingress of the uplink.
 #[classifier]
 pub(crate) fn from_netdev(mut ctx: TcContext) -> i32 {
-    from_netdev_steps(&mut ctx).unwrap_or_else(|action| action)
+    finish(from_netdev_steps(&mut ctx))
 }
 
 /// Egress of the uplink.
 #[classifier]
 pub(crate) fn to_netdev(mut ctx: TcContext) -> i32 {
-    to_netdev_steps(&mut ctx).unwrap_or_else(|action| action)
+    finish(to_netdev_steps(&mut ctx))
 }
 
 /// Ingress of the host side of a pod's veth.
 #[classifier]
 pub(crate) fn from_pod(mut ctx: TcContext) -> i32 {
-    from_pod_steps(&mut ctx).unwrap_or_else(|action| action)
+    finish(from_pod_steps(&mut ctx))
 }
 
 /// Egress of the host side of a pod's veth.
 #[classifier]
 pub(crate) fn to_pod(mut ctx: TcContext) -> i32 {
-    to_pod_steps(&mut ctx).unwrap_or_else(|action| action)
+    finish(to_pod_steps(&mut ctx))
 }
 
 #[inline(always)]
 fn from_netdev_steps(ctx: &mut TcContext) -> Step<i32> {
-    let mut packet = parse(ctx)?;
-    if icmp::is_error(ctx, &packet) {
-        return icmp::from_netdev(ctx, &packet);
+    let s = scratch()?;
+    parse(ctx, &mut s.packet)?;
+    if icmp::is_error(ctx, &s.packet) {
+        return icmp::from_netdev(ctx, s);
     }
-    if !has_ports(&packet) {
+    if !has_ports(&s.packet) {
         return Ok(PASS);
     }
-    if let Some(frontend) = frontend(&packet)
+    decide_from_netdev(ctx, s)?;
+    carry_out(ctx, forget(s))
+}
+
+#[inline(always)]
+fn decide_from_netdev(ctx: &TcContext, s: &mut Scratch) -> Step<()> {
+    if let Some(frontend) = frontend(&s.packet)
         && !frontend.is_inside_only()
     {
-        return service::handle(ctx, &mut packet, &frontend, Origin::Outside, Hook::FromNetdev);
+        return service::decide(s, frontend, Origin::Outside, Hook::FromNetdev);
     }
     // Only flows whose replies come back here: SNAT, and what pods or this host asked.
-    if let Some(flow) = reply::find(&packet)
+    if let Some(flow) = reply::find(&s.packet)
         && flow.flags & (FlowFlags::SNAT | FlowFlags::INSIDE) != 0
     {
-        let flow: Flow = *flow;
-        return reply::send(ctx, &packet, &flow, Hook::FromNetdev);
+        s.way = reply::decide(&s.packet, flow, Hook::FromNetdev);
+        return Ok(());
     }
-    if let Some(flags) = local_backend(packet.dst, packet.dport, packet.proto) {
-        return backend::receive(ctx, &mut packet, flags & BackendFlags::HOST != 0);
+    if let Some(flags) = local_backend(s.packet.dst, s.packet.dport, s.packet.proto) {
+        return backend::receive(ctx, s, flags & BackendFlags::HOST != 0);
     }
-    if is_lost_snat_reply(&packet) {
-        return Err(drop(DropReason::NoSnatState));
+    if is_lost_snat_reply(&s.packet) {
+        return Err(DropReason::NoSnatState.into());
     }
-    Ok(PASS)
+    Err(Leave::PASS)
 }
 
 #[inline(always)]
 fn from_pod_steps(ctx: &mut TcContext) -> Step<i32> {
-    let mut packet = parse(ctx)?;
-    if icmp::is_error(ctx, &packet) {
-        return icmp::from_backend(ctx, &packet, false);
+    let s = scratch()?;
+    parse(ctx, &mut s.packet)?;
+    if icmp::is_error(ctx, &s.packet) {
+        return icmp::from_backend(ctx, s, false);
     }
-    if packet.fragment == Fragment::Orphan {
-        return orphan(&packet);
+    if s.packet.fragment == Fragment::Orphan {
+        return orphan(&s.packet);
     }
-    if !has_ports(&packet) {
+    if !has_ports(&s.packet) {
         return Ok(PASS);
     }
-    if let Some(flow) = reply::find(&packet) {
-        let flow: Flow = *flow;
-        return reply::send(ctx, &packet, &flow, Hook::FromPod);
+    decide_from_pod(s)?;
+    let action = carry_out(ctx, forget(s))?;
+    #[cfg(feature = "mutations")]
+    if let Some(action) = reply::mutate(ctx, &s.packet, s.way.new.src) {
+        return Ok(action);
     }
-    if let Some(frontend) = frontend(&packet) {
-        return service::handle(ctx, &mut packet, &frontend, Origin::Inside, Hook::FromPod);
+    Ok(action)
+}
+
+#[inline(always)]
+fn decide_from_pod(s: &mut Scratch) -> Step<()> {
+    if let Some(flow) = reply::find(&s.packet) {
+        s.way = reply::decide(&s.packet, flow, Hook::FromPod);
+        return Ok(());
     }
-    if local_backend(packet.src, packet.sport, packet.proto).is_some() {
-        return backend_without_flow(ctx, &packet);
+    if let Some(frontend) = frontend(&s.packet) {
+        return service::decide(s, frontend, Origin::Inside, Hook::FromPod);
     }
-    Ok(PASS)
+    if local_backend(s.packet.src, s.packet.sport, s.packet.proto).is_some() {
+        s.way = backend_without_flow(&s.packet)?;
+        return Ok(());
+    }
+    Err(Leave::PASS)
 }
 
 #[inline(always)]
 fn to_netdev_steps(ctx: &mut TcContext) -> Step<i32> {
-    // SAFETY: the kernel hands a valid context; a plain field.
-    if unsafe { (*ctx.skb.skb).mark } == MARK_DONE {
+    if is_done(ctx) {
         spoil_source_mac(ctx);
         return Ok(PASS);
     }
-    let mut packet = parse(ctx)?;
-    if icmp::is_error(ctx, &packet) {
-        return icmp::from_backend(ctx, &packet, true);
+    let s = scratch()?;
+    parse(ctx, &mut s.packet)?;
+    if icmp::is_error(ctx, &s.packet) {
+        return icmp::from_backend(ctx, s, true);
     }
-    if packet.fragment == Fragment::Orphan {
-        return orphan(&packet);
+    if s.packet.fragment == Fragment::Orphan {
+        return orphan(&s.packet);
     }
-    if !has_ports(&packet) {
+    if !has_ports(&s.packet) {
         return Ok(PASS);
     }
-    if let Some(flow) = reply::find(&packet)
+    decide_to_netdev(s)?;
+    carry_out(ctx, forget(s))
+}
+
+#[inline(always)]
+fn decide_to_netdev(s: &mut Scratch) -> Step<()> {
+    if let Some(flow) = reply::find(&s.packet)
         && flow.flags & FlowFlags::SNAT == 0
     {
-        let flow: Flow = *flow;
-        return reply::rewrite_in_place(ctx, &packet, &flow);
+        s.way = reply::decide_in_place(&s.packet, flow);
+        return Ok(());
     }
-    if packet.src == settings::node_addr()
-        && let Some(frontend) = frontend(&packet)
+    if s.packet.src == settings::node_addr()
+        && let Some(frontend) = frontend(&s.packet)
         && frontend.is_inside_only()
     {
-        return service::handle(ctx, &mut packet, &frontend, Origin::Inside, Hook::ToNetdev);
+        return service::decide(s, frontend, Origin::Inside, Hook::ToNetdev);
     }
-    if let Some(flags) = local_backend(packet.src, packet.sport, packet.proto)
+    if let Some(flags) = local_backend(s.packet.src, s.packet.sport, s.packet.proto)
         && flags & BackendFlags::HOST == 0
-        && forward::is_outside(packet.dst)
+        && forward::is_outside(s.packet.dst)
     {
-        return Err(drop(DropReason::NoReplyState));
+        return Err(DropReason::NoReplyState.into());
     }
-    Ok(PASS)
+    Err(Leave::PASS)
 }
 
 #[inline(always)]
 fn to_pod_steps(ctx: &mut TcContext) -> Step<i32> {
-    // SAFETY: the kernel hands a valid context; a plain field.
-    if unsafe { (*ctx.skb.skb).mark } == MARK_DONE {
+    if is_done(ctx) {
         return Ok(PASS);
     }
-    let packet = parse(ctx)?;
-    if !has_ports(&packet) || packet.src != settings::node_addr() {
+    let s = scratch()?;
+    parse(ctx, &mut s.packet)?;
+    if !has_ports(&s.packet) || s.packet.src != settings::node_addr() {
         return Ok(PASS);
     }
     // A pod asked a frontend whose backend is this host.
-    match reply::find(&packet) {
+    match reply::find(&s.packet) {
         Some(flow) if flow.flags & FlowFlags::INSIDE != 0 => {
-            let flow: Flow = *flow;
-            reply::rewrite_in_place(ctx, &packet, &flow)
+            s.way = reply::decide_in_place(&s.packet, flow);
+            carry_out(ctx, forget(s))
         }
         _ => Ok(PASS),
     }
+}
+
+#[inline(always)]
+fn carry_out(ctx: &mut TcContext, s: &mut Scratch) -> Step<i32> {
+    s.way.carry_out(ctx, &mut s.packet)
+}
+
+/// Whether one of our ingress programs sent this packet here.
+#[inline(always)]
+fn is_done(ctx: &TcContext) -> bool {
+    // SAFETY: the kernel hands a valid context; a plain field.
+    unsafe { (*ctx.skb.skb).mark == MARK_DONE }
 }
 
 /// Whether the packet has ports that name a flow.
@@ -162,10 +204,10 @@ fn has_ports(packet: &Packet) -> bool {
 
 /// The frontend that the packet is sent to.
 #[inline(always)]
-fn frontend(packet: &Packet) -> Option<Frontend> {
+fn frontend(packet: &Packet) -> Option<&'static Frontend> {
     let key = SocketKey::new(packet.dst, packet.dport, packet.proto);
-    // SAFETY: the agent replaces values whole; plain integers.
-    FRONTENDS.get_ptr(key).map(|f| unsafe { *f })
+    // SAFETY: the agent replaces values whole, and RCU keeps the old one until the program has ended.
+    FRONTENDS.get_ptr(key).map(|f| unsafe { &*f })
 }
 
 /// [`BackendFlags`] of the backend at this socket, if it is on this node.
@@ -191,24 +233,21 @@ fn is_lost_snat_reply(packet: &Packet) -> bool {
 /// A pod speaks from its service port and no flow explains it. To a node it is the reply of a flow that
 /// the node itself translates (SNAT), sent past netfilter. To the outside it would show the pod's address.
 #[inline(always)]
-fn backend_without_flow(ctx: &mut TcContext, packet: &Packet) -> Step<i32> {
+fn backend_without_flow(packet: &Packet) -> Step<Move> {
     if forward::is_outside(packet.dst) {
-        return Err(drop(DropReason::NoReplyState));
+        return Err(DropReason::NoReplyState.into());
     }
     if settings::is_pod_addr(packet.dst) || packet.dst == settings::node_addr() {
-        return Ok(PASS);
+        return Err(Leave::PASS);
     }
-    forward::check_ttl(ctx, packet, settings::node_addr())?;
-    let same = crate::rewrite::Tuple::of(packet);
-    crate::rewrite::rewrite(ctx, packet, &same, true)?;
-    Ok(redirect(ctx, settings::uplink()))
+    Ok(Move::uplink(packet, Tuple::of(packet)))
 }
 
 /// A later fragment whose first was never seen. From a local pod to the outside it may be a reply.
 #[inline(always)]
 fn orphan(packet: &Packet) -> Step<i32> {
     if forward::endpoint(packet.src).is_some() && forward::is_outside(packet.dst) {
-        return Err(drop(DropReason::FragmentUnknown));
+        return Err(DropReason::FragmentUnknown.into());
     }
     Ok(PASS)
 }

@@ -1,15 +1,16 @@
 //! A backend's packet to its client: the source becomes the frontend, on every packet of the flow.
 
+#[cfg(feature = "mutations")]
 use aya_ebpf::programs::TcContext;
 use datapath_types::{Counter, EventAction, Flow, FlowFlags, Hook, Mutation};
 
 use crate::{
-    drop::{PASS, Step, count},
+    drop::count,
     event,
     flow::{self, now},
-    forward,
+    forward::Move,
     packet::{ACK, Packet, SYN},
-    rewrite::{Tuple, rewrite},
+    rewrite::Tuple,
     settings,
 };
 
@@ -28,49 +29,28 @@ pub(crate) fn restored(flow: &Flow) -> Tuple {
     Tuple { src: flow.vip, dst: flow.client_addr, sport: flow.vport, dport: flow.client_port }
 }
 
-/// Rewrites a reply at an ingress hook and sends it on.
-///
-/// # Errors
-/// The action of a counted drop.
+/// Decides about a reply at an ingress hook.
 #[inline(always)]
-pub(crate) fn send(ctx: &mut TcContext, packet: &Packet, flow: &Flow, hook: Hook) -> Step<i32> {
+pub(crate) fn decide(packet: &Packet, flow: &Flow, hook: Hook) -> Move {
     let new = restored(flow);
-    let to_host = new.dst == settings::node_addr();
-    if !to_host {
-        forward::check_ttl(ctx, packet, settings::node_addr())?;
-    }
     let reversed = flow.flags & FlowFlags::SNAT != 0;
-    let action = if reversed { EventAction::ReverseSnat } else { EventAction::Reply };
-    count(match (hook, reversed) {
-        (_, true) => Counter::ReplyReversed,
-        (Hook::FromPod, _) => Counter::ReplyAtPod,
-        _ => Counter::ReplyReversed,
-    });
+    let (counter, action) = match (hook, reversed) {
+        (Hook::FromPod, false) => (Counter::ReplyAtPod, EventAction::Reply),
+        _ => (Counter::ReplyReversed, EventAction::ReverseSnat),
+    };
+    count(counter);
     event::emit(hook, action, packet, &new);
-    if misbehaves(packet) {
-        return Ok(forward::towards(ctx, new.dst));
-    }
-    rewrite(ctx, packet, &new, !to_host)?;
-    if let Some(action) = mutate(ctx, packet, flow) {
-        return Ok(action);
-    }
-    Ok(forward::towards(ctx, new.dst))
+    let way = Move::towards(packet, new);
+    if misbehaves(packet) { Move { new: Tuple::of(packet), ..way } } else { way }
 }
 
-/// Rewrites a reply that this host's own stack sends; the stack has routed it already.
-///
-/// # Errors
-/// The action of a counted drop.
+/// Decides about a reply that this host's own stack sends; the stack has routed it already.
 #[inline(always)]
-pub(crate) fn rewrite_in_place(ctx: &mut TcContext, packet: &Packet, flow: &Flow) -> Step<i32> {
+pub(crate) fn decide_in_place(packet: &Packet, flow: &Flow) -> Move {
     let new = restored(flow);
     count(Counter::ReplyAtUplink);
     event::emit(Hook::ToNetdev, EventAction::Reply, packet, &new);
-    if misbehaves(packet) {
-        return Ok(PASS);
-    }
-    rewrite(ctx, packet, &new, false)?;
-    Ok(PASS)
+    Move::in_place(packet, if misbehaves(packet) { Tuple::of(packet) } else { new })
 }
 
 /// Mutations that leave the source alone.
@@ -81,17 +61,10 @@ fn misbehaves(packet: &Packet) -> bool {
         || (settings::mutated(Mutation::OnlySynAck) && packet.tcp_flags != 0 && !syn_ack)
 }
 
-/// Mutations that spoil a reply after it was rewritten.
-#[cfg(not(feature = "mutations"))]
-#[inline(always)]
-fn mutate(_ctx: &mut TcContext, _packet: &Packet, _flow: &Flow) -> Option<i32> {
-    None
-}
-
-/// Mutations that spoil a reply after it was rewritten.
+/// Mutations that spoil a reply after it was rewritten; `vip` is the frontend. `Some` replaces the action.
 #[cfg(feature = "mutations")]
 #[inline(always)]
-fn mutate(ctx: &mut TcContext, packet: &Packet, flow: &Flow) -> Option<i32> {
+pub(crate) fn mutate(ctx: &mut TcContext, packet: &Packet, vip: u32) -> Option<i32> {
     use aya_ebpf::bindings::{TC_ACT_SHOT, bpf_redir_neigh};
     use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_redirect_neigh};
     use datapath_types::PROTO_TCP;
@@ -120,7 +93,7 @@ fn mutate(ctx: &mut TcContext, packet: &Packet, flow: &Flow) -> Option<i32> {
         // SAFETY: all bit patterns are valid; zero means "no address".
         let mut hop: bpf_redir_neigh = unsafe { core::mem::zeroed() };
         hop.nh_family = 2; // AF_INET
-        hop.__bindgen_anon_1.ipv4_nh = flow.vip;
+        hop.__bindgen_anon_1.ipv4_nh = vip;
         ctx.set_mark(datapath_types::MARK_DONE);
         let size = size_of::<bpf_redir_neigh>() as i32;
         // SAFETY: `hop` outlives the call.

@@ -13,7 +13,7 @@ use aya_ebpf::{
 use datapath_types::{DropReason, Mutation, PROTO_TCP, checksum};
 
 use crate::{
-    drop::{Step, drop},
+    drop::Step,
     packet::{ETH_LEN, IPV4_MIN, Packet, at, ipv4},
     settings,
 };
@@ -83,13 +83,13 @@ fn update_transport_checksum(ctx: &TcContext, packet: &Packet, new: &Tuple) -> S
     let ports = checksum::fold32(port_delta(packet, new)) as u64;
     // SAFETY: as above.
     let failed = failed || unsafe { bpf_l4_csum_replace(skb, offset, 0, ports, flags) } != 0;
-    if failed { Err(drop(DropReason::RewriteFailed)) } else { Ok(()) }
+    if failed { Err(DropReason::RewriteFailed.into()) } else { Ok(()) }
 }
 
 /// Gives the packet new addresses and ports, and one hop less to live if `hop`.
 ///
 /// # Errors
-/// A counted drop if a helper refuses or the headers are not where parsing found them.
+/// A drop if a helper refuses or the headers are not where parsing found them.
 #[inline(always)]
 pub(crate) fn rewrite(ctx: &mut TcContext, packet: &Packet, new: &Tuple, hop: bool) -> Step<()> {
     if packet.fragment.has_transport() {
@@ -102,7 +102,7 @@ pub(crate) fn rewrite(ctx: &mut TcContext, packet: &Packet, new: &Tuple, hop: bo
 #[inline(always)]
 fn write_ports(ctx: &TcContext, packet: &Packet, new: &Tuple) -> Step<()> {
     let ports: *mut [u16; 2] =
-        at(ctx, packet.l4_offset()).ok_or_else(|| drop(DropReason::RewriteFailed))?;
+        at(ctx, packet.l4_offset()).ok_or(DropReason::RewriteFailed)?;
     // SAFETY: `at` checked four bytes.
     unsafe { ports.write_unaligned([new.sport, new.dport]) };
     Ok(())
@@ -111,7 +111,7 @@ fn write_ports(ctx: &TcContext, packet: &Packet, new: &Tuple) -> Step<()> {
 #[inline(always)]
 fn write_ipv4(ctx: &TcContext, packet: &Packet, new: &Tuple, hop: bool) -> Step<()> {
     let header: *mut [u8; IPV4_MIN] =
-        at(ctx, ETH_LEN).ok_or_else(|| drop(DropReason::RewriteFailed))?;
+        at(ctx, ETH_LEN).ok_or(DropReason::RewriteFailed)?;
     let base = header.cast::<u8>();
     let mut delta = addr_delta(packet, new);
     // SAFETY: all offsets lie inside the 20 bytes that `at` checked.

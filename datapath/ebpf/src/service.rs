@@ -1,22 +1,20 @@
 //! A client's packet to a frontend: conntrack first, then Maglev, then one of three ways to the backend.
 
-use aya_ebpf::programs::TcContext;
 use datapath_types::{
     Affinity, AffinityKey, Backend, Counter, DropReason, EventAction, Flow, FlowFlags, Frontend, Hook,
-    MAGLEV_SLOTS, Mutation, PROTO_TCP, flow_hash, option,
+    MAGLEV_SLOTS, Mutation, PROTO_TCP, flow_hash,
 };
 
 use crate::{
     backend,
-    drop::{Step, count, drop, redirect},
+    drop::{Step, count},
     event,
     flow::{self, now},
-    forward,
-    icmp_send::{self, Message},
+    forward::{Move, OptionStep},
     maps::{AFFINITY, BACKENDS, MAGLEV},
-    option as dsr_option,
     packet::Packet,
-    rewrite::{Tuple, rewrite},
+    rewrite::Tuple,
+    scratch::{Scratch, forget},
     settings, snat,
 };
 
@@ -29,64 +27,82 @@ pub(crate) enum Origin {
     Inside,
 }
 
-/// Handles one packet to a frontend. Gives the tc action.
+/// Decides about one packet to a frontend: fills the flow and the way.
 ///
 /// # Errors
-/// The action of a counted drop.
+/// A drop.
 #[inline(always)]
-pub(crate) fn handle(
-    ctx: &mut TcContext,
-    packet: &mut Packet,
-    frontend: &Frontend,
-    origin: Origin,
-    hook: Hook,
-) -> Step<i32> {
+pub(crate) fn decide(s: &mut Scratch, frontend: &Frontend, origin: Origin, hook: Hook) -> Step<()> {
     let now = now();
-    let flow = match follow(packet, now) {
-        Some(flow) => flow,
-        None => open(ctx, packet, frontend, origin, now)?,
-    };
-    if flow.flags & FlowFlags::LOCAL != 0 {
-        to_local_backend(ctx, packet, &flow, hook, now)
-    } else if flow.flags & FlowFlags::SNAT != 0 {
-        to_remote_backend_snat(ctx, packet, &flow, hook, now)
-    } else if origin == Origin::Inside {
-        to_remote_backend_inside(ctx, packet, &flow, hook, now)
-    } else {
-        to_remote_backend_dsr(ctx, packet, &flow, hook)
+    if !follow(&s.packet, &mut s.flow, now) && !open(&s.packet, &mut s.flow, frontend, origin, now)? {
+        s.way = Move::refuse(&s.packet);
+        return Ok(());
     }
+    let Scratch { packet, flow, way } = forget(s);
+    let mut new = Tuple::of(packet).to(flow.backend_addr, flow.backend_port);
+    let reversed = flow.flags & FlowFlags::SNAT != 0;
+    let local = flow.flags & FlowFlags::LOCAL != 0;
+    if reversed {
+        snat::keep_reverse(flow, packet, now)?;
+        new = new.from(flow.snat_addr, flow.snat_port);
+    } else if local || origin == Origin::Inside {
+        // The replies pass this node, so what rewrites them is recorded here.
+        backend::keep_reply(flow, packet, now)?;
+    }
+    event::emit(hook, if reversed { EventAction::DnatSnat } else { EventAction::Dnat }, packet, &new);
+    count(match (origin, local, reversed) {
+        (Origin::Inside, ..) => Counter::ForwardedInside,
+        (_, true, _) => Counter::ForwardedLocal,
+        (_, _, true) => Counter::ForwardedSnat,
+        _ => Counter::ForwardedDsr,
+    });
+    if local {
+        *way = backend::to_pod_or_host(packet, new, flow.flags & FlowFlags::HOST != 0);
+        return Ok(());
+    }
+    *way = Move::uplink(packet, new);
+    if origin == Origin::Outside && !reversed && needs_option(packet, flow) {
+        way.option = OptionStep::Insert;
+    }
+    Ok(())
 }
 
-/// The flow that this packet continues, if its backend still exists.
+/// Copies the flow that this packet continues, if its backend still exists.
 #[inline(always)]
-fn follow(packet: &Packet, now: u64) -> Option<Flow> {
-    let flow = flow::find(&flow::forward_key(packet), now)?;
+fn follow(packet: &Packet, copy: &mut Flow, now: u64) -> bool {
+    let Some(flow) = flow::find(&flow::forward_key(packet), now) else { return false };
+    let Some(backend) = BACKENDS.get_ptr(flow.backend) else { return false };
     // SAFETY: the agent replaces values whole; plain integers.
-    let backend = unsafe { *BACKENDS.get_ptr(flow.backend)? };
+    let backend = unsafe { &*backend };
     if backend.addr != flow.backend_addr || backend.port != flow.backend_port {
-        return None;
+        return false;
     }
     // A SYN on a flow that is closing, or whose backend is leaving, is a new connection.
     if packet.is_syn() && (flow.is_closing() || backend.is_terminating()) {
-        return None;
+        return false;
     }
     flow::note_request(flow, packet, now);
-    Some(*flow)
+    *copy = *flow;
+    true
 }
 
-/// Chooses a backend and opens the flow.
+/// Chooses a backend and opens the flow; false if the client should hear that nobody is there.
 #[inline(always)]
 fn open(
-    ctx: &mut TcContext,
     packet: &Packet,
+    flow: &mut Flow,
     frontend: &Frontend,
     origin: Origin,
     now: u64,
-) -> Step<Flow> {
+) -> Step<bool> {
     let Some((id, backend)) = select_backend(packet, frontend, origin, now) else {
-        return Err(refuse(ctx, packet, frontend, origin));
+        if frontend.is_local_only() && origin == Origin::Outside {
+            // Kubernetes: the node must look dead for this service, so that health checks steer around it.
+            return Err(DropReason::NoLocalBackend.into());
+        }
+        return Ok(false);
     };
-    let mut flow = Flow {
+    *flow = Flow {
         last_seen: now,
         created: now,
         client_addr: packet.src,
@@ -100,13 +116,18 @@ fn open(
         backend: id,
         flags: opening_flags(packet, &backend, origin),
     };
-    if wants_snat(packet, &flow) {
+    if origin == Origin::Inside {
+        if flow.backend_addr == packet.src {
+            snat::hairpin(flow);
+        }
+    } else if wants_snat(packet, flow) {
         flow.flags &= !FlowFlags::DSR;
-        snat::allocate(&mut flow, packet.proto, now)?;
+        snat::allocate(flow, packet.proto, now)?;
     }
-    flow::note_request(&mut flow, packet, now);
-    flow::store(&flow::forward_key(packet), &flow)?;
-    Ok(flow)
+    let flow = forget(flow);
+    flow::note_request(flow, packet, now);
+    flow::store(&flow::forward_key(packet), flow)?;
+    Ok(true)
 }
 
 #[inline(always)]
@@ -128,13 +149,9 @@ fn opening_flags(packet: &Packet, backend: &Backend, origin: Origin) -> u32 {
     flags
 }
 
-/// Whether the source must be rewritten too: remote backends of SNAT modes, and a pod that asks itself
-/// (it would drop a packet from its own address).
+/// Whether a client's source must be rewritten too: for remote backends in the SNAT modes.
 #[inline(always)]
 fn wants_snat(packet: &Packet, flow: &Flow) -> bool {
-    if flow.flags & FlowFlags::INSIDE != 0 {
-        return flow.backend_addr == packet.src;
-    }
     flow.flags & FlowFlags::LOCAL == 0
         && (!settings::returns_directly(packet.proto) || settings::mutated(Mutation::SnatInDsr))
 }
@@ -194,106 +211,6 @@ fn remembered_backend(
     Some((id, backend))
 }
 
-/// Nobody serves this frontend here.
-#[inline(always)]
-fn refuse(ctx: &mut TcContext, packet: &Packet, frontend: &Frontend, origin: Origin) -> i32 {
-    if frontend.is_local_only() && origin == Origin::Outside {
-        // Kubernetes: the node must look dead for this service, so that health checks steer around it.
-        return drop(DropReason::NoLocalBackend);
-    }
-    icmp_send::error(ctx, packet, &Message::port_unreachable(packet.dst, DropReason::NoBackend))
-}
-
-/// The backend is on this node.
-#[inline(always)]
-fn to_local_backend(
-    ctx: &mut TcContext,
-    packet: &Packet,
-    flow: &Flow,
-    hook: Hook,
-    now: u64,
-) -> Step<i32> {
-    let mut new = Tuple::of(packet).to(flow.backend_addr, flow.backend_port);
-    if flow.flags & FlowFlags::SNAT != 0 {
-        snat::keep_reverse(flow, packet, now)?;
-        new = new.from(flow.snat_addr, flow.snat_port);
-    } else {
-        backend::keep_reply(flow, packet, now)?;
-    }
-    count(if flow.flags & FlowFlags::INSIDE != 0 {
-        Counter::ForwardedInside
-    } else {
-        Counter::ForwardedLocal
-    });
-    event::emit(hook, EventAction::Dnat, packet, &new);
-    backend::hand_over(ctx, packet, &new, flow.vip, flow.flags & FlowFlags::HOST != 0)
-}
-
-/// SNAT to another node: destination and source.
-#[inline(always)]
-fn to_remote_backend_snat(
-    ctx: &mut TcContext,
-    packet: &Packet,
-    flow: &Flow,
-    hook: Hook,
-    now: u64,
-) -> Step<i32> {
-    forward::check_ttl(ctx, packet, settings::node_addr())?;
-    snat::keep_reverse(flow, packet, now)?;
-    let new = Tuple::of(packet)
-        .to(flow.backend_addr, flow.backend_port)
-        .from(flow.snat_addr, flow.snat_port);
-    rewrite(ctx, packet, &new, true)?;
-    count(Counter::ForwardedSnat);
-    event::emit(hook, EventAction::DnatSnat, packet, &new);
-    Ok(redirect(ctx, settings::uplink()))
-}
-
-/// A pod or this host to another node's backend: the reply comes back here, so no option is needed.
-#[inline(always)]
-fn to_remote_backend_inside(
-    ctx: &mut TcContext,
-    packet: &Packet,
-    flow: &Flow,
-    hook: Hook,
-    now: u64,
-) -> Step<i32> {
-    forward::check_ttl(ctx, packet, settings::node_addr())?;
-    backend::keep_reply(flow, packet, now)?;
-    let new = Tuple::of(packet).to(flow.backend_addr, flow.backend_port);
-    rewrite(ctx, packet, &new, true)?;
-    count(Counter::ForwardedInside);
-    event::emit(hook, EventAction::Dnat, packet, &new);
-    Ok(redirect(ctx, settings::uplink()))
-}
-
-/// DSR to another node: destination, and the option where it is due.
-#[inline(always)]
-fn to_remote_backend_dsr(
-    ctx: &mut TcContext,
-    packet: &mut Packet,
-    flow: &Flow,
-    hook: Hook,
-) -> Step<i32> {
-    forward::check_ttl(ctx, packet, settings::node_addr())?;
-    let tagged = needs_option(packet, flow);
-    let extra = if tagged { option::LEN as u32 } else { 0 };
-    if !forward::fits(ctx, packet, extra, settings::mtu()) && !settings::mutated(Mutation::IgnoreMtu) {
-        return Err(too_big(ctx, packet, extra));
-    }
-    let new = Tuple::of(packet).to(flow.backend_addr, flow.backend_port);
-    if tagged && packet.ihl > 52 {
-        return Err(drop(DropReason::OptionNoRoom));
-    }
-    rewrite(ctx, packet, &new, true)?;
-    event::emit(hook, EventAction::Dnat, packet, &new);
-    if tagged {
-        dsr_option::insert(ctx, packet, flow.vip, flow.vport)?;
-    }
-    count(Counter::ForwardedDsr);
-    Ok(redirect(ctx, settings::uplink()))
-}
-
 /// UDP has no first packet, so each datagram is tagged; TCP only its SYN, unless the flow began without.
 #[inline(always)]
 fn needs_option(packet: &Packet, flow: &Flow) -> bool {
@@ -301,13 +218,4 @@ fn needs_option(packet: &Packet, flow: &Flow) -> bool {
         || packet.is_syn()
         || flow.flags & FlowFlags::NEED_OPTION != 0
         || settings::mutated(Mutation::TagEveryPacket)
-}
-
-/// Tells the client how large a packet may be so that the option still fits. Also without DF: this node
-/// cannot fragment, and a sender that learns the path MTU fragments on its own.
-#[inline(always)]
-fn too_big(ctx: &mut TcContext, packet: &Packet, extra: u32) -> i32 {
-    let reason = if extra == 0 { DropReason::TooBig } else { DropReason::TooBigForOption };
-    let mtu = settings::mtu() - extra;
-    icmp_send::error(ctx, packet, &Message::fragmentation_needed(mtu, packet.dst, reason))
 }

@@ -7,7 +7,7 @@
 use datapath_types::{Counter, DropReason, Flow, FlowFlags, FlowKey, FlowKind, flow_hash};
 
 use crate::{
-    drop::{Step, count, drop},
+    drop::{Step, count},
     flow::{self, NOEXIST},
     maps::FLOWS,
     packet::Packet,
@@ -16,6 +16,18 @@ use crate::{
 
 /// Ports tried before giving up.
 const RETRIES: u32 = 32;
+
+/// Stands in for a pod that asks itself: it would drop a packet from its own address, and a port of its
+/// own is free by construction. From the link-local block (RFC 3927), as Cilium does (pull request 26100).
+const HAIRPIN: u32 = u32::from_ne_bytes([169, 254, 42, 1]);
+
+/// Gives a flow of a pod to itself its stand-in.
+#[inline(always)]
+pub(crate) fn hairpin(flow: &mut Flow) {
+    flow.flags |= FlowFlags::SNAT;
+    flow.snat_addr = HAIRPIN;
+    flow.snat_port = flow.client_port;
+}
 
 /// Key of the reverse entry: backend to SNAT address.
 #[inline(always)]
@@ -59,7 +71,7 @@ pub(crate) fn allocate(flow: &mut Flow, proto: u8, now: u64) -> Step<()> {
         }
         count(Counter::SnatCollision);
     }
-    Err(drop(DropReason::SnatExhausted))
+    Err(DropReason::SnatExhausted.into())
 }
 
 /// Tries to own the port in `flow.snat_port`.
@@ -88,7 +100,7 @@ pub(crate) fn keep_reverse(flow: &Flow, packet: &Packet, now: u64) -> Step<()> {
             flow::note_request(reverse, packet, now);
             Ok(())
         }
-        Some(_) => Err(drop(DropReason::SnatExhausted)),
+        Some(_) => Err(DropReason::SnatExhausted.into()),
         None => {
             flow::store(&key, flow)?;
             count(Counter::TwinRepaired);
