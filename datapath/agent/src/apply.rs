@@ -128,7 +128,7 @@ pub fn apply(state: &NodeState, pins: &Path) -> Result<Applied, ApplyError> {
     let points = points(state);
     let folder = maps::links_folder(pins);
     let mut kind = AttachKind::Tcx;
-    for (program, points) in &points {
+    for (program, points) in points.iter().filter(|(_, points)| !points.is_empty()) {
         let program = classifier(&mut ebpf, program)?;
         for point in points {
             kind = attach(program, point, &folder, state.options.attach)?;
