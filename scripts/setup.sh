@@ -37,13 +37,15 @@ unfit() {
     exit 3
 }
 
+# Runs a command as root. Without the right to, it says which command is missing and gives up:
+# going on would only repeat the refusal.
 as_root() {
     if [[ "$(id -u)" == 0 ]]; then
         "$@"
-    elif command -v sudo >/dev/null; then
+    elif command -v sudo >/dev/null && { sudo -n true 2>/dev/null || { [[ -t 0 ]] && sudo -v; }; }; then
         sudo "$@"
     else
-        unfit "root is needed and sudo is not installed. Run this as root, then start again:" "    $*"
+        unfit "root is needed. Run this as root, then start again:" "    $*"
     fi
 }
 
@@ -96,8 +98,9 @@ apt_install() {
 
 apt_ensure() {
     local missing
-    mapfile -t missing < <(not_installed "$@")
-    ((${#missing[@]} == 0)) || apt_install "${missing[@]}"
+    missing="$(not_installed "$@")"
+    # shellcheck disable=SC2086 # one word a package
+    [[ -z "$missing" ]] || apt_install $missing
 }
 
 # --- other distributions: check commands, say what to install ------------------------------------
