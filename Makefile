@@ -13,6 +13,11 @@ ARGS ?=
 # Where `make install` puts the binary.
 PREFIX ?= /usr/local
 
+# Build scripts run in their crate's folder, where a relative path would mean something else.
+ifneq ($(LABCTL_BPF_OBJECT),)
+export LABCTL_BPF_OBJECT := $(abspath $(LABCTL_BPF_OBJECT))
+endif
+
 .PHONY: help setup build demo test lint bench install clean
 
 help: ## list the targets
@@ -42,4 +47,5 @@ install: build ## install target/labctl to PREFIX/bin (/usr/local)
 	@scripts/as-root.sh install -D -m 755 target/labctl $(DESTDIR)$(PREFIX)/bin/labctl
 
 clean: ## remove everything that was built; evidence in .labctl stays
-	@scripts/rust.sh cargo clean
+	@# Tests that ran through sudo leave files of root's.
+	@scripts/rust.sh cargo clean || scripts/as-root.sh rm -rf target
