@@ -328,7 +328,8 @@ fn make_some(
     made
 }
 
-/// A bridge that forwards at once and sends nothing by itself.
+/// A bridge that forwards at once and sends nothing by itself. VLAN filtering is off from the start; asking for
+/// it is EOPNOTSUPP on kernels without CONFIG_BRIDGE_VLAN_FILTERING.
 fn create_bridge(bridge: &HostInterface) -> Request {
     let link = LinkBridge::new(&bridge.name)
         .index(bridge.index)
@@ -336,7 +337,6 @@ fn create_bridge(bridge: &HostInterface) -> Request {
         .mtu(bridge.mtu.into())
         .stp_state(BridgeStpState::Disabled)
         .forward_delay(0)
-        .vlan_filtering(false)
         .mcast_snooping(false)
         .up()
         .build();

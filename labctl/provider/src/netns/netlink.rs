@@ -405,7 +405,7 @@ mod tests {
     fn extended_error_text_is_read() {
         // nlmsghdr, error -17, our own header (capped), attribute 1 "taken".
         let mut bytes = Vec::new();
-        bytes.extend(52u32.to_ne_bytes());
+        bytes.extend(48u32.to_ne_bytes());
         bytes.extend(NLMSG_ERROR.to_ne_bytes());
         bytes.extend((FLAG_CAPPED | FLAG_ACK_TLVS).to_ne_bytes());
         bytes.extend(7u32.to_ne_bytes());
