@@ -52,18 +52,35 @@ pub(crate) enum ColorChoice {
 /// Every command.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Up(cmd::up::Args),
+    Down(cmd::down::Args),
+    List(cmd::list::Args),
+    Status(cmd::status::Args),
     Doctor(cmd::doctor::Args),
+    Validate(cmd::validate::Args),
+    Schema(cmd::schema::Args),
+    Gc(cmd::gc::Args),
     Completions(cmd::completions::Args),
     Man(cmd::man::Args),
+    #[command(hide = true)]
+    Node(cmd::node::Args),
 }
 
 impl Command {
     /// Runs the command.
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
         match self {
+            Self::Up(args) => args.exec(ui),
+            Self::Down(args) => args.exec(ui),
+            Self::List(args) => args.exec(ui),
+            Self::Status(args) => args.exec(ui),
             Self::Doctor(args) => args.exec(ui),
+            Self::Validate(args) => args.exec(ui),
+            Self::Schema(args) => args.exec(ui),
+            Self::Gc(args) => args.exec(ui),
             Self::Completions(args) => args.exec(ui),
             Self::Man(args) => args.exec(ui),
+            Self::Node(args) => args.exec(ui),
         }
     }
 }

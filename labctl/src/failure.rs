@@ -30,9 +30,14 @@ impl Failure {
         Self::new(exit, format!("failed to {doing}: {}", chain(source)))
     }
 
+    /// "failed to `source`": for errors that name the operation themselves.
+    pub(crate) fn failed(exit: Exit, source: &(dyn Error + 'static)) -> Self {
+        Self::new(exit, format!("failed to {}", chain(source)))
+    }
+
     /// The signal arrived and clean-up is done.
     pub(crate) fn interrupted() -> Self {
-        Self::new(Exit::Interrupted, "interrupted")
+        Self::new(Exit::Interrupted, "interrupted; everything that was begun is undone")
     }
 
     /// Adds what to do next.

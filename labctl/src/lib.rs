@@ -13,6 +13,7 @@ mod cmd;
 mod exit;
 mod failure;
 mod host;
+mod pick;
 mod run;
 mod ui;
 

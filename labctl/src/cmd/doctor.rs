@@ -1,8 +1,8 @@
 //! `labctl doctor`: what this machine can do, and the command that mends each lack.
 
-use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::cmd::ResultFormat;
 use crate::exit::Exit;
 use crate::failure::Outcome;
 use crate::host::{self, Area, Finding, Status};
@@ -16,16 +16,7 @@ use crate::ui::{Paint, Tone, Ui};
 pub(crate) struct Args {
     /// How to print the findings.
     #[arg(long, value_enum, default_value_t)]
-    format: Format,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Format {
-    /// For people.
-    #[default]
-    Text,
-    /// For programs.
-    Json,
+    format: ResultFormat,
 }
 
 /// The JSON of `labctl doctor`.
@@ -41,8 +32,10 @@ impl Args {
         let findings = host::examine();
         let ready = !findings.iter().any(Finding::blocks);
         match self.format {
-            Format::Json => ui.json(&Report { schema: "labctl.doctor/v1", ready, findings: &findings })?,
-            Format::Text => ui.text(&text(&findings, ready, ui.paint()))?,
+            ResultFormat::Json => {
+                ui.json(&Report { schema: "labctl.doctor/v1", ready, findings: &findings })?
+            }
+            ResultFormat::Text => ui.text(&text(&findings, ready, ui.paint()))?,
         }
         Ok(if ready { Exit::Ok } else { Exit::HostUnfit })
     }

@@ -6,6 +6,8 @@
 
 use serde::Serialize;
 
+pub(crate) use privileges::require as require_privileges;
+
 mod bpf;
 mod kernel;
 mod netlink;

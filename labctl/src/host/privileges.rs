@@ -1,6 +1,8 @@
 //! Which of the needed capabilities this process holds (capabilities(7)).
 
 use super::{Area, Finding};
+use crate::exit::Exit;
+use crate::failure::Failure;
 
 /// The capabilities that the netns provider uses, by bit number in `linux/capability.h`, and why.
 const NEEDED: [(u32, &str); 3] = [
@@ -12,13 +14,33 @@ const NEEDED: [(u32, &str); 3] = [
     (13, "CAP_NET_RAW"),
 ];
 
+/// Refuses to go on without the privileges that labs need; `command` is what to type after `sudo`.
+///
+/// # Errors
+/// [`Exit::HostUnfit`] with what is missing.
+pub(crate) fn require(command: &str) -> Result<(), Failure> {
+    match missing() {
+        missing if missing.is_empty() => Ok(()),
+        missing => Err(Failure::new(
+            Exit::HostUnfit,
+            format!("labs on network namespaces need root: this process lacks {}", missing.join(", ")),
+        )
+        .hint(format!("sudo {command}"))),
+    }
+}
+
+/// The needed capabilities that this process does not hold.
+fn missing() -> Vec<&'static str> {
+    match effective_capabilities() {
+        Some(held) => lacking(held),
+        None if nix::unistd::geteuid().is_root() => Vec::new(),
+        None => NEEDED.map(|(_, name)| name).to_vec(),
+    }
+}
+
 pub(super) fn findings() -> Vec<Finding> {
     let uid = nix::unistd::geteuid();
-    let missing = match effective_capabilities() {
-        Some(held) => lacking(held),
-        None if uid.is_root() => Vec::new(),
-        None => NEEDED.map(|(_, name)| name).to_vec(),
-    };
+    let missing = missing();
     let finding = if missing.is_empty() {
         Finding::ok(Area::Privileges, "root", format!("uid {uid}, {}", NEEDED.map(|(_, n)| n).join(", ")))
     } else {

@@ -6,22 +6,35 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use labctl_provider::Cancel;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::pipe2;
 
-/// Write end of the pipe for the handler; -1 until it is installed. It is never closed.
-static PIPE: AtomicI32 = AtomicI32::new(-1);
+use crate::exit::Exit;
+use crate::failure::Failure;
 
-/// The read end: readable once a signal has come.
+/// What the handler touches: made once, never dropped.
+static RAISED: OnceLock<Raised> = OnceLock::new();
+
+/// The handler's side of the interrupt.
+#[derive(Debug)]
+struct Raised {
+    pipe: OwnedFd,
+    flag: Arc<AtomicBool>,
+}
+
+/// The command's side: readable once a signal has come.
 #[derive(Debug)]
 pub(crate) struct Interrupt {
     pipe: OwnedFd,
+    flag: Arc<AtomicBool>,
 }
 
 /// Why [`Interrupt::wait`] came back.
@@ -39,35 +52,50 @@ impl Interrupt {
     /// Takes over the three signals. A signal that the parent ignores stays ignored (nohup).
     ///
     /// # Errors
-    /// When the pipe cannot be made: no file descriptors left.
-    pub(crate) fn install() -> io::Result<Self> {
-        let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        PIPE.store(write.as_raw_fd(), Ordering::Release);
-        // The handler may run until the process ends.
-        std::mem::forget(write);
+    /// When the pipe cannot be made (no file descriptors left), or when called a second time.
+    fn install() -> io::Result<Self> {
+        let (pipe, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let flag = Arc::new(AtomicBool::new(false));
+        RAISED
+            .set(Raised { pipe: write, flag: flag.clone() })
+            .map_err(|_| io::Error::other("the signals are taken over already"))?;
         let action = SigAction::new(SigHandler::Handler(on_signal), SaFlags::SA_RESTART, SigSet::empty());
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            // SAFETY: `on_signal` calls write(2) only, which is async-signal-safe.
+            // SAFETY: `on_signal` loads, stores and calls write(2) only, all async-signal-safe.
             let before = unsafe { sigaction(signal, &action) }?;
             if matches!(before.handler(), SigHandler::SigIgn) {
                 // SAFETY: puts back what was there.
                 unsafe { sigaction(signal, &before) }?;
             }
         }
-        Ok(Self { pipe: read })
+        Ok(Self { pipe, flag })
+    }
+
+    /// As [`Self::install`], with the failure in the words of a command.
+    ///
+    /// # Errors
+    /// As [`Self::install`].
+    pub(crate) fn take_over() -> Result<Self, Failure> {
+        Self::install().map_err(|error| Failure::because(Exit::SetupFailed, "watch for signals", &error))
     }
 
     /// An interrupt that no signal raises, for tests of things that wait.
     #[cfg(test)]
     pub(super) fn detached() -> io::Result<Self> {
-        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+        let (pipe, write) = pipe2(OFlag::O_CLOEXEC)?;
+        // A closed write end would look like a signal.
         std::mem::forget(write);
-        Ok(Self { pipe: read })
+        Ok(Self { pipe, flag: Arc::default() })
+    }
+
+    /// The same interrupt for work that looks at a flag between its steps.
+    pub(crate) fn cancel(&self) -> Cancel {
+        Cancel::from_flag(self.flag.clone())
     }
 
     /// Whether a signal has come.
     pub(crate) fn is_raised(&self) -> bool {
-        self.wait(&[], Some(Instant::now())) == Woken::Interrupted
+        self.flag.load(Ordering::SeqCst)
     }
 
     /// Waits until a descriptor is readable or closed, the deadline passes (`None`: never), or a signal
@@ -97,13 +125,14 @@ fn remaining(deadline: Option<Instant>) -> PollTimeout {
 }
 
 extern "C" fn on_signal(_: libc::c_int) {
-    // SAFETY: write(2) is async-signal-safe, the byte is a constant, and the descriptor is open for as
-    // long as the handler is installed. A full pipe is fine: one byte is enough. errno is put back for
-    // the code that was interrupted.
+    let Some(raised) = RAISED.get() else { return };
+    raised.flag.store(true, Ordering::SeqCst);
+    // SAFETY: write(2) is async-signal-safe, the byte is a constant, and the descriptor is never closed.
+    // A full pipe is fine: one byte is enough. errno is put back for the code that was interrupted.
     unsafe {
         let errno = libc::__errno_location();
         let saved = *errno;
-        libc::write(PIPE.load(Ordering::Acquire), b"!".as_ptr().cast(), 1);
+        libc::write(raised.pipe.as_raw_fd(), b"!".as_ptr().cast(), 1);
         *errno = saved;
     }
 }
@@ -127,6 +156,7 @@ mod tests {
         writer.write_all(b"ready\n").unwrap();
         assert_eq!(interrupt.wait(&[reader.as_fd()], None), Woken::Readable);
         assert!(!interrupt.is_raised());
+        assert!(Interrupt::install().is_err(), "installed twice");
         raise(Signal::SIGTERM).unwrap();
         assert_eq!(interrupt.wait(&[reader.as_fd()], None), Woken::Interrupted);
         assert!(interrupt.is_raised());

@@ -5,16 +5,19 @@
 //! that file belong to every error: a role that fails has said why there. A role that is dropped before
 //! it ended is killed and reaped, so an interrupted command leaves none behind.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, ExitStatus};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use labctl_provider::Host;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::interrupt::{Interrupt, Woken};
 
@@ -74,6 +77,20 @@ pub(crate) enum RoleError {
         /// The operating system's words.
         source: io::Error,
     },
+    /// The lab has no such host, although its plan has.
+    #[error("the lab has no host {host}; take it down and up again")]
+    NoHost {
+        /// The host.
+        host: String,
+    },
+    /// Its log file cannot be made.
+    #[error("make the log file {}: {source}", path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's words.
+        source: io::Error,
+    },
     /// A signal came.
     #[error("interrupted while waiting for {awaited}")]
     Interrupted {
@@ -83,13 +100,37 @@ pub(crate) enum RoleError {
 }
 
 impl Role {
+    /// Starts `labctl node <role>` in a host with what `configure` adds (arguments, a session of its own).
+    /// stdin and stdout are pipes, stderr goes to `<log_dir>/<role>-<name>.log`.
+    ///
+    /// # Errors
+    /// [`RoleError::Log`] when the log file cannot be made, [`RoleError::Io`] when the process cannot be
+    /// started.
+    pub(crate) fn spawn(
+        host: &Host,
+        role: &str,
+        name: &str,
+        log_dir: &Path,
+        configure: impl FnOnce(&mut Command),
+    ) -> Result<Self, RoleError> {
+        let what = format!("{role} on {name}");
+        let path = log_dir.join(format!("{role}-{name}.log"));
+        let log = fs::create_dir_all(log_dir)
+            .and_then(|()| File::create(&path))
+            .map_err(|source| RoleError::Log { path: path.clone(), source })?;
+        let mut command = host.role(role);
+        configure(&mut command);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        let child = command.spawn().map_err(|source| RoleError::Io { what: what.clone(), source })?;
+        Self::new(what, child, path)
+    }
+
     /// Takes over a child whose stdout is a pipe; `what` names it in errors, for example
     /// `capture on worker`; `log` is the file that its stderr goes to.
     ///
     /// # Errors
     /// [`RoleError::Io`] when the child has no stdout pipe.
-    pub(crate) fn new(what: impl Into<String>, mut child: Child, log: PathBuf) -> Result<Self, RoleError> {
-        let what = what.into();
+    fn new(what: String, mut child: Child, log: PathBuf) -> Result<Self, RoleError> {
         let error = |what: &str, source| RoleError::Io { what: what.to_owned(), source };
         let Some(stdout) = child.stdout.take() else {
             return Err(error(&what, io::Error::other("started without a pipe for its output")));
@@ -104,9 +145,25 @@ impl Role {
         &self.what
     }
 
-    /// The write end of its stdin, once.
-    pub(crate) fn stdin(&mut self) -> Option<ChildStdin> {
-        self.child.as_mut().and_then(|child| child.stdin.take())
+    /// Closes its stdin.
+    pub(crate) fn close_stdin(&mut self) {
+        drop(self.child.as_mut().and_then(|child| child.stdin.take()));
+    }
+
+    /// Writes its options to its stdin as one JSON document, and closes it.
+    ///
+    /// # Errors
+    /// [`RoleError::Io`] when it does not read them: it has ended.
+    pub(crate) fn hand_over(&mut self, options: &impl Serialize) -> Result<(), RoleError> {
+        let written = match self.child.as_mut().and_then(|child| child.stdin.take()) {
+            Some(stdin) => serde_json::to_writer(stdin, options).map_err(io::Error::from),
+            None => Err(io::Error::other("its stdin is closed")),
+        };
+        match written {
+            // It ended early; what it said on the way is worth more than "broken pipe".
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            written => written.map_err(|source| RoleError::Io { what: self.what.clone(), source }),
+        }
     }
 
     /// Sends a signal; a role that has ended already is left alone.
@@ -118,8 +175,9 @@ impl Role {
     }
 
     /// Lets it run on by itself (backends): it is neither killed nor waited for from here on.
-    pub(crate) fn detach(mut self) -> Option<u32> {
-        self.child.take().map(|child| child.id())
+    pub(crate) fn detach(mut self) {
+        // Nobody reaps it while this process lives; when this process ends, init does.
+        self.child = None;
     }
 
     /// Reads what there is. Returns once nothing more is there now.
@@ -172,8 +230,7 @@ impl Drop for Role {
     }
 }
 
-/// Waits until every role has printed one line; returns the lines in the order of the roles.
-/// `awaited` completes "… did not come within": `its ready line`.
+/// Waits until every role has printed one line; returns the lines in the order of the roles. `awaited` completes "… did not come within": `its ready line`.
 pub(crate) fn next_lines(
     roles: &mut [Role],
     interrupt: &Interrupt,
@@ -195,6 +252,26 @@ pub(crate) fn next_lines(
         }
     }
     Ok(lines.into_iter().flatten().collect())
+}
+
+/// As [`next_lines`], each line read as JSON.
+pub(crate) fn next_values<T: DeserializeOwned>(
+    roles: &mut [Role],
+    interrupt: &Interrupt,
+    awaited: &'static str,
+    limit: Duration,
+) -> Result<Vec<T>, RoleError> {
+    let lines = next_lines(roles, interrupt, awaited, limit)?;
+    lines.into_iter().zip(roles).map(|(line, role)| read(line, role.what(), awaited)).collect()
+}
+
+/// Reads one line of a role's output as JSON.
+pub(crate) fn read<T: DeserializeOwned>(
+    line: String,
+    what: &str,
+    awaited: &'static str,
+) -> Result<T, RoleError> {
+    serde_json::from_str(&line).map_err(|_| RoleError::Garbled { what: what.to_owned(), awaited, line })
 }
 
 /// Waits until every role has ended well; returns what each printed after the lines already taken.
@@ -261,8 +338,6 @@ fn tail(log: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
-
     use super::*;
 
     fn shell(script: &str, log: &Path) -> Role {
@@ -273,7 +348,7 @@ mod tests {
             .stderr(File::create(log).unwrap())
             .spawn()
             .unwrap();
-        Role::new("capture on worker", child, log.to_owned()).unwrap()
+        Role::new("capture on worker".to_owned(), child, log.to_owned()).unwrap()
     }
 
     fn interrupt() -> Interrupt {
@@ -286,7 +361,7 @@ mod tests {
         let log = dir.path().join("log");
         // The first one speaks only after its stdin is closed, so the second one is always earlier.
         let mut roles = vec![shell("cat; echo one; echo rest", &log), shell("echo two", &log)];
-        drop(roles[0].stdin());
+        roles[0].close_stdin();
         let limit = Duration::from_secs(10);
         assert_eq!(next_lines(&mut roles, &interrupt(), "its line", limit).unwrap(), ["one", "two"]);
         assert_eq!(finish(roles, &interrupt(), "its end", limit).unwrap(), ["rest\n", ""]);

@@ -11,12 +11,13 @@ use crate::cli::ColorChoice;
 use crate::exit::Exit;
 use crate::failure::Failure;
 
+pub(crate) mod github;
 mod paint;
 mod progress;
 mod table;
 
 pub(crate) use paint::{Paint, Tone};
-pub(crate) use progress::{Progress, Step};
+pub(crate) use progress::{Progress, milliseconds};
 pub(crate) use table::table;
 
 /// Where output goes and how it looks; made once, lent to every command.
@@ -63,6 +64,21 @@ impl Ui {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Stdout itself, for results that come bit by bit.
+    pub(crate) fn stdout(&self) -> io::StdoutLock<'static> {
+        io::stdout().lock()
+    }
+
+    /// One line of a result that comes bit by bit.
+    ///
+    /// # Errors
+    /// Every write error, a closed pipe too: whoever produces the lines may stop.
+    pub(crate) fn line(&self, line: &str) -> io::Result<()> {
+        let mut out = self.stdout();
+        writeln!(out, "{line}")?;
+        out.flush()
     }
 
     /// Writes lines of text to stdout.

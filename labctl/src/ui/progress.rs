@@ -13,7 +13,7 @@ pub(crate) struct Progress {
     paint: Paint,
     live: bool,
     started: Instant,
-    times: RefCell<Vec<(&'static str, Duration)>>,
+    times: RefCell<Vec<(String, Duration)>>,
 }
 
 /// A step that is under way. Dropped without [`Step::done`], it shows as failed.
@@ -51,13 +51,18 @@ impl Progress {
         self.started.elapsed()
     }
 
+    /// Notes the time of a part of a step, for [`Self::timings`] only.
+    pub(crate) fn note(&self, part: String, time: Duration) {
+        self.times.borrow_mut().push((part, time));
+    }
+
     /// What `--timings` prints: a line per step, and the whole.
     pub(crate) fn timings(&self) -> String {
         let mut text = String::new();
         for (name, time) in self.times.borrow().iter() {
-            text.push_str(&format!("timing {name:12} {:>9}\n", milliseconds(*time)));
+            text.push_str(&format!("timing {name:24} {:>9}\n", milliseconds(*time)));
         }
-        text.push_str(&format!("timing {:12} {:>9}", "total", milliseconds(self.elapsed())));
+        text.push_str(&format!("timing {:24} {:>9}", "total", milliseconds(self.elapsed())));
         text
     }
 
@@ -87,7 +92,7 @@ impl Step<'_> {
         self.finished = true;
         self.clear();
         let time = self.started.elapsed();
-        self.progress.times.borrow_mut().push((self.name, time));
+        self.progress.times.borrow_mut().push((self.name.to_owned(), time));
         self.progress.line(mark, tone, self.name, detail, time);
     }
 

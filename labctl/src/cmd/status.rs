@@ -1,0 +1,262 @@
+//! `labctl status`: what a lab is made of and what its datapath has done.
+//!
+//! Owns: gathering (hosts, service, backends, pinned programs and maps, counters) and its two forms. Does
+//! not own: reading pins (datapath-agent), or any judgement; that is `verify`.
+
+use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use datapath_agent::DatapathStatus;
+use datapath_types::DropReason;
+use labctl_model::{NodePlan, Plan, PodPlan, ServicePlan};
+use labctl_provider::{Lab, NetnsProvider};
+use serde::Serialize;
+
+use crate::cmd::ResultFormat;
+use crate::cmd::list::age;
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome};
+use crate::host::require_privileges;
+use crate::pick::find_up;
+use crate::ui::{Paint, Tone, Ui, table};
+
+/// How long a backend may take to accept a connection from its own namespace.
+const ACCEPT_LIMIT: Duration = Duration::from_millis(200);
+
+/// Show a lab: nodes, service, backends, attached programs, map fill, drops.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The lab; may be left out when one is up.
+    name: Option<String>,
+    /// How to print it.
+    #[arg(long, value_enum, default_value_t)]
+    format: ResultFormat,
+}
+
+/// The JSON of `labctl status`.
+#[derive(Serialize)]
+struct Report<'a> {
+    schema: &'static str,
+    lab: &'a str,
+    provider: String,
+    mode: String,
+    wire: String,
+    /// Seconds since 1970.
+    created: u64,
+    version: &'a str,
+    /// What is not as `up` left it; empty for a healthy lab.
+    problems: Vec<String>,
+    client: Client<'a>,
+    service: &'a ServicePlan,
+    nodes: Vec<Node<'a>>,
+    backends: Vec<Backend<'a>>,
+}
+
+#[derive(Serialize)]
+struct Client<'a> {
+    name: &'a str,
+    address: String,
+    namespace: &'a str,
+}
+
+#[derive(Serialize)]
+struct Node<'a> {
+    name: &'a str,
+    role: String,
+    address: String,
+    pod_cidr: String,
+    namespace: &'a str,
+    /// `None` when the pins cannot be read; then [`Report::problems`] says why.
+    datapath: Option<DatapathStatus>,
+}
+
+#[derive(Serialize)]
+struct Backend<'a> {
+    pod: &'a str,
+    node: &'a str,
+    address: SocketAddrV4,
+    host_network: bool,
+    /// Whether it accepts TCP connections from its own namespace.
+    listening: bool,
+}
+
+impl Args {
+    pub(crate) fn exec(self, ui: &Ui) -> Outcome {
+        require_privileges("labctl status")?;
+        let lab = find_up(&NetnsProvider::new(), self.name.as_deref(), "status")?;
+        let report = gather(&lab);
+        match self.format {
+            ResultFormat::Json => ui.json(&report)?,
+            ResultFormat::Text => ui.text(&text(&report, ui.paint()))?,
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+fn gather(lab: &Lab) -> Report<'_> {
+    let plan: &Plan = lab.plan();
+    let mut problems: Vec<String> = lab.check().iter().map(ToString::to_string).collect();
+    let nodes: Vec<Node<'_>> = plan.nodes.iter().map(|n| node(lab, n, &mut problems)).collect();
+    let backends: Vec<Backend<'_>> = plan.backends().map(|(node, pod)| backend(lab, node, pod)).collect();
+    for silent in backends.iter().filter(|backend| !backend.listening) {
+        problems.push(format!("backend {} does not accept connections on {}", silent.pod, silent.address));
+    }
+    Report {
+        schema: "labctl.status/v1",
+        lab: lab.name(),
+        provider: plan.provider.to_string(),
+        mode: plan.mode.to_string(),
+        wire: plan.wire.to_string(),
+        created: lab.created().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        version: lab.version(),
+        problems,
+        client: Client {
+            name: &plan.client.name,
+            address: plan.client.address.to_string(),
+            namespace: &lab.client().namespace,
+        },
+        service: &plan.service,
+        nodes,
+        backends,
+    }
+}
+
+fn node<'a>(lab: &'a Lab, plan: &'a NodePlan, problems: &mut Vec<String>) -> Node<'a> {
+    let datapath = datapath_agent::status(&lab.bpf_dir(&plan.name))
+        .inspect_err(|error| {
+            problems.push(
+                Failure::because(Exit::SetupFailed, format_args!("read {}", plan.name), error).to_string(),
+            );
+        })
+        .ok();
+    Node {
+        name: &plan.name,
+        role: plan.role.to_string(),
+        address: plan.address.to_string(),
+        pod_cidr: plan.pod_cidr.to_string(),
+        namespace: lab.host(&plan.name).map_or("", |host| &host.namespace),
+        datapath,
+    }
+}
+
+fn backend<'a>(lab: &Lab, node: &'a NodePlan, pod: &'a PodPlan) -> Backend<'a> {
+    let address = SocketAddrV4::new(pod.address, lab.plan().service.target_port);
+    let connect = || TcpStream::connect_timeout(&SocketAddr::V4(address), ACCEPT_LIMIT).is_ok();
+    let listening = lab.host_of_pod(&pod.name).is_some_and(|host| host.enter(connect).unwrap_or(false));
+    Backend { pod: &pod.name, node: &node.name, address, host_network: pod.host_network, listening }
+}
+
+fn text(report: &Report<'_>, paint: Paint) -> String {
+    let mut sections = vec![heading(report)];
+    if !report.problems.is_empty() {
+        sections.push(problems(&report.problems, paint));
+    }
+    sections.extend([hosts(report), backends(report), programs(report), maps(report)]);
+    sections.extend(counts(report, "counter", |datapath| &datapath.counters, |_| ""));
+    sections.extend(counts(report, "drop", |datapath| &datapath.drops, why));
+    sections.join("\n")
+}
+
+fn heading(report: &Report<'_>) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let service = report.service;
+    let protocols: Vec<String> = service.protocols.iter().map(ToString::to_string).collect();
+    format!(
+        "lab {}: mode {}, {} wire order, provider {}, made {} ago by labctl {}\n\
+         service {}: NodePort {}/{} on every node, ClusterIP {}:{}, target port {}, traffic policy {}\n",
+        report.lab,
+        report.mode,
+        report.wire,
+        report.provider,
+        age(now.saturating_sub(report.created)),
+        report.version,
+        service.name,
+        service.node_port,
+        protocols.join("+"),
+        service.cluster_ip,
+        service.port,
+        service.target_port,
+        service.external_traffic_policy,
+    )
+}
+
+fn problems(problems: &[String], paint: Paint) -> String {
+    problems.iter().map(|problem| format!("{}: {problem}\n", paint.tone(Tone::Bad, "problem"))).collect()
+}
+
+fn hosts(report: &Report<'_>) -> String {
+    let client = &report.client;
+    let first = [client.name, "client", &client.address, "-", client.namespace].map(str::to_owned);
+    let nodes = report
+        .nodes
+        .iter()
+        .map(|n| [n.name, &n.role, &n.address, &n.pod_cidr, n.namespace].map(str::to_owned));
+    table(["host", "role", "address", "pods", "namespace"], std::iter::once(first).chain(nodes))
+}
+
+fn backends(report: &Report<'_>) -> String {
+    let state = |listening| if listening { "listening" } else { "silent" };
+    let row = |b: &Backend<'_>| {
+        let network = if b.host_network { "host" } else { "own" };
+        [b.pod, b.node, &b.address.to_string(), network, state(b.listening)].map(str::to_owned)
+    };
+    table(["backend", "node", "address", "network", "state"], report.backends.iter().map(row))
+}
+
+/// Every node whose pins could be read.
+fn datapaths<'a>(report: &'a Report<'_>) -> impl Iterator<Item = (&'a str, &'a DatapathStatus)> {
+    report.nodes.iter().filter_map(|node| Some((node.name, node.datapath.as_ref()?)))
+}
+
+fn programs(report: &Report<'_>) -> String {
+    let rows = datapaths(report).flat_map(|(node, datapath)| {
+        let row = move |p: &datapath_agent::ProgramStatus| {
+            [node.to_owned(), p.interface.clone(), p.program.clone()]
+        };
+        datapath.programs.iter().map(row)
+    });
+    table(["node", "interface", "program"], rows)
+}
+
+fn maps(report: &Report<'_>) -> String {
+    let rows = datapaths(report).flat_map(|(node, datapath)| {
+        datapath.maps.iter().filter_map(move |map| {
+            // Empty maps say nothing to people; the JSON has them all.
+            let entries = map.entries.filter(|entries| *entries > 0)?;
+            let percent = u64::from(entries) * 100 / u64::from(map.max_entries.max(1));
+            Some([
+                node.to_owned(),
+                map.name.clone(),
+                entries.to_string(),
+                map.max_entries.to_string(),
+                format!("{percent}%"),
+            ])
+        })
+    });
+    table(["node", "map", "entries", "room", "fill"], rows)
+}
+
+/// A table of numbers that are not zero, if there are any.
+fn counts(
+    report: &Report<'_>,
+    what: &str,
+    of: fn(&DatapathStatus) -> &std::collections::BTreeMap<String, u64>,
+    why: fn(&str) -> &'static str,
+) -> Option<String> {
+    let rows: Vec<[String; 4]> = datapaths(report)
+        .flat_map(|(node, datapath)| {
+            of(datapath)
+                .iter()
+                .map(move |(name, n)| [node.to_owned(), name.clone(), n.to_string(), why(name).to_owned()])
+        })
+        .collect();
+    (!rows.is_empty()).then(|| table(["node", what, "packets", ""], rows))
+}
+
+/// What a drop reason means.
+fn why(label: &str) -> &'static str {
+    DropReason::ALL
+        .iter()
+        .find(|reason| reason.label() == label)
+        .map_or("", |reason| reason.explanation().trim())
+}

@@ -1,0 +1,74 @@
+//! Plan to node state: what each node's datapath has to be. Pure.
+
+use datapath_agent::{
+    AttachMode, BackendState, DatapathMode, DatapathOptions, LocalPod, NodeState, Proto, ServiceState,
+};
+use labctl_model::{Affinity, Mode, NodePlan, Plan, Protocol, TrafficPolicy, WireFormat};
+
+/// Name of the uplink in every node.
+pub(crate) const UPLINK: &str = "eth0";
+
+/// The lab has one service, so it is number one everywhere.
+const SERVICE: u32 = 1;
+
+/// The state of one node; `interface` names the host side of a pod's veth.
+pub(crate) fn node_state(plan: &Plan, node: &NodePlan, interface: impl Fn(&str) -> String) -> NodeState {
+    let own_pods = node.pods.iter().filter(|pod| !pod.host_network);
+    NodeState {
+        node: node.name.clone(),
+        uplink: UPLINK.to_owned(),
+        node_address: node.address,
+        nodes: plan.nodes.iter().map(|node| node.address).collect(),
+        pod_cidr: (plan.pod_cidr.network(), plan.pod_cidr.prefix_len()),
+        pods: own_pods
+            .map(|pod| LocalPod { address: pod.address, interface: interface(&pod.name) })
+            .collect(),
+        services: plan.service.protocols.iter().map(|protocol| service(plan, *protocol)).collect(),
+        options: options(plan),
+    }
+}
+
+fn service(plan: &Plan, protocol: Protocol) -> ServiceState {
+    let service = &plan.service;
+    ServiceState {
+        id: SERVICE,
+        protocol: match protocol {
+            Protocol::Tcp => Proto::Tcp,
+            Protocol::Udp => Proto::Udp,
+        },
+        cluster_ip: Some((service.cluster_ip, service.port)),
+        node_port: Some(service.node_port),
+        local_only: service.external_traffic_policy == TrafficPolicy::Local,
+        affinity_seconds: match service.session_affinity {
+            Affinity::ClientIP => Some(service.affinity_seconds),
+            Affinity::None => None,
+        },
+        backends: plan
+            .backends()
+            .map(|(node, pod)| BackendState {
+                address: pod.address,
+                port: service.target_port,
+                node: node.address,
+                terminating: false,
+            })
+            .collect(),
+    }
+}
+
+fn options(plan: &Plan) -> DatapathOptions {
+    DatapathOptions {
+        mode: match plan.mode {
+            Mode::Dsr => DatapathMode::Dsr,
+            Mode::Snat => DatapathMode::Snat,
+            Mode::Hybrid => DatapathMode::Hybrid,
+            Mode::Local => DatapathMode::Local,
+        },
+        wire_cilium: plan.wire == WireFormat::Cilium,
+        strip_option: plan.datapath.strip_option,
+        snat_ports: (plan.datapath.snat_port_min, plan.datapath.snat_port_max),
+        flows: plan.datapath.flows,
+        events: plan.datapath.events,
+        attach: AttachMode::Auto,
+        mutation: 0,
+    }
+}

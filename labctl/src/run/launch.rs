@@ -1,0 +1,86 @@
+//! The processes that make a network a lab: an agent per node, which applies the datapath and ends, and a
+//! backend per pod, which stays.
+
+use std::os::unix::process::CommandExt;
+use std::time::Duration;
+
+use datapath_agent::Applied;
+use labctl_node::serve::ServeReady;
+use labctl_provider::Lab;
+use nix::unistd::setsid;
+
+use super::desired::node_state;
+use super::interrupt::Interrupt;
+use super::role::{Role, RoleError, finish, next_values};
+
+/// How long an agent may take to load and attach its programs. The verifier takes some 20 ms; the rest is
+/// patience for a loaded machine.
+const AGENT_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a backend may take to bind its ports.
+const BACKEND_LIMIT: Duration = Duration::from_secs(10);
+
+/// Agents and backends that have been started and have not said ready yet. Dropping it ends them all.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    agents: Vec<Role>,
+    backends: Vec<Role>,
+}
+
+/// Starts all of them; they then come up side by side.
+pub(crate) fn launch(lab: &Lab) -> Result<Launched, RoleError> {
+    // Backends first: they need nothing from the agents and are ready while programs are still loading.
+    let backends = backends(lab)?;
+    Ok(Launched { agents: agents(lab)?, backends })
+}
+
+impl Launched {
+    /// Waits until every backend has bound its ports and lets them run on by themselves.
+    pub(crate) fn backends_ready(&mut self, interrupt: &Interrupt) -> Result<Vec<ServeReady>, RoleError> {
+        let ready = next_values(&mut self.backends, interrupt, "its ready line", BACKEND_LIMIT)?;
+        self.backends.drain(..).for_each(Role::detach);
+        Ok(ready)
+    }
+
+    /// Waits until every agent has applied its node's state and ended.
+    pub(crate) fn datapath_ready(&mut self, interrupt: &Interrupt) -> Result<Vec<Applied>, RoleError> {
+        let applied = next_values(&mut self.agents, interrupt, "its report", AGENT_LIMIT)?;
+        finish(std::mem::take(&mut self.agents), interrupt, "its end", AGENT_LIMIT)?;
+        Ok(applied)
+    }
+}
+
+fn agents(lab: &Lab) -> Result<Vec<Role>, RoleError> {
+    let interface = |pod: &str| lab.pod_interface(pod).map_or_else(String::new, |(_, i)| i.name.clone());
+    let plan = lab.plan();
+    let start = |node: &labctl_model::NodePlan| {
+        let host = host(lab, &node.name)?;
+        let mut agent = Role::spawn(host, "agent", &node.name, &lab.log_dir(), |command| {
+            command.arg("--pin-dir").arg(lab.bpf_dir(&node.name));
+        })?;
+        agent.hand_over(&node_state(plan, node, interface))?;
+        Ok(agent)
+    };
+    plan.nodes.iter().map(start).collect()
+}
+
+fn backends(lab: &Lab) -> Result<Vec<Role>, RoleError> {
+    let port = lab.plan().service.target_port.to_string();
+    let start = |(node, pod): (&labctl_model::NodePlan, &labctl_model::PodPlan)| {
+        let host = lab.host_of_pod(&pod.name).ok_or_else(|| RoleError::NoHost { host: pod.name.clone() })?;
+        let mut backend = Role::spawn(host, "serve", &pod.name, &lab.log_dir(), |command| {
+            command.args(["--node", &node.name, "--pod", &pod.name, "--port", &port]);
+            command.args(["--address", &pod.address.to_string()]);
+            // A session of its own: Ctrl-C in the terminal that typed `up` must not end the backends later.
+            // SAFETY: setsid(2) is async-signal-safe and touches no memory of this process.
+            unsafe { command.pre_exec(|| setsid().map(drop).map_err(Into::into)) };
+        })?;
+        backend.close_stdin();
+        Ok(backend)
+    };
+    lab.plan().backends().map(start).collect()
+}
+
+fn host<'a>(lab: &'a Lab, name: &str) -> Result<&'a labctl_provider::Host, RoleError> {
+    lab.host(name).ok_or_else(|| RoleError::NoHost { host: name.to_owned() })
+}
