@@ -1,0 +1,78 @@
+//! client-ip: the backend sees the client's own socket in dsr and local, the ingress node's address where the
+//! source is rewritten (snat; UDP in hybrid), unless it runs on the ingress node itself.
+
+use std::net::SocketAddrV4;
+
+use labctl_wire::{Direction, Side};
+
+use crate::case::{Case, Place};
+use crate::context::{Context, Seen};
+use crate::findings::Findings;
+
+pub(super) fn check(context: &Context<'_>) -> Findings {
+    let mut findings = Findings::default();
+    let mut witnessed = vec![false; context.cases.len()];
+    for (index, case) in context.answered() {
+        if let Some(served_by) = &case.exchange.served_by {
+            witnessed[index] = true;
+            if let Some(why) = objection(context, case, served_by.peer) {
+                findings.complaint(format!("{}: the backend reports {why}", case.name()));
+            }
+        }
+    }
+    for seen in context.seen_answered().filter(is_arrival) {
+        let Some((src, _)) = seen.packet.frame.sockets() else { continue };
+        if let Some(tag) = context.tags[seen.index] {
+            witnessed[tag.exchange] = true;
+        }
+        if let Some(why) = objection(context, seen.case, src) {
+            findings.offence(seen.index, format!("{}: the backend gets {why}", seen.case.name()));
+        }
+    }
+    let (mut kept, mut rewritten) = (0, 0);
+    for (index, case) in context.answered() {
+        if !witnessed[index] {
+            findings.doubt(format!("no backend saw {}", case.name()));
+        }
+        *if case.source_rewritten() { &mut rewritten } else { &mut kept } += 1;
+    }
+    conclude(&mut findings, context, kept, rewritten);
+    findings
+}
+
+fn conclude(findings: &mut Findings, context: &Context<'_>, kept: u32, rewritten: u32) {
+    if kept + rewritten == 0 {
+        findings.doubt("no request was sent");
+    }
+    findings.number("client_address_kept", kept);
+    findings.number("source_rewritten", rewritten);
+    let client = context.plan.client.address;
+    let ingress = &context.plan.traffic.via;
+    findings.claim(match (kept, rewritten) {
+        (_, 0) => format!("backends saw {client} in {kept} of {kept} requests"),
+        (0, _) => format!("backends saw the address of {ingress} in {rewritten} of {rewritten} requests"),
+        _ => format!("backends saw {client} in {kept} requests and the address of {ingress} in {rewritten}"),
+    });
+}
+
+/// A request where its backend gets it: in the pod, or on the uplink of a hostNetwork backend's other node.
+fn is_arrival(seen: &Seen<'_, '_>) -> bool {
+    let Some(backend) = seen.case.backend else { return false };
+    let home = if backend.pod.host_network && seen.case.is_remote() {
+        Place::Uplink(backend.node)
+    } else {
+        Place::Pod(backend.index)
+    };
+    seen.side == Side::Request && seen.direction() == Direction::In && seen.place == home
+}
+
+/// What is wrong with the peer that a backend sees.
+fn objection(context: &Context<'_>, case: &Case<'_>, peer: SocketAddrV4) -> Option<String> {
+    let expected = case.peer_address(context.plan);
+    if *peer.ip() != expected {
+        return Some(format!("{} as peer, expected {expected}", peer.ip()));
+    }
+    let client = case.exchange.local;
+    // Source NAT may choose another port; without it the port is the client's.
+    (!case.source_rewritten() && peer != client).then(|| format!("{peer} as peer, expected {client}"))
+}

@@ -1,0 +1,101 @@
+//! The report of a run, and its forms: JSON, JUnit XML, text for terminals, GitHub's workflow commands.
+//!
+//! Owns: the forms. Does not own: where they are written. All of them are made from the same [`Report`], so none
+//! can say anything else than the others.
+
+pub mod github;
+pub mod json;
+pub mod junit;
+pub mod text;
+
+use labctl_model::{Mode, Plan, ProviderKind};
+use serde::Serialize;
+
+use crate::judge::{CheckResult, Judgement, Status, Verdict};
+
+/// Name and version of the JSON form.
+pub const SCHEMA: &str = "labctl.verify/v1";
+
+/// A judged run. Serializes to the JSON form; the order of the fields is part of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: &'static str,
+    /// Lab name.
+    pub lab: String,
+    /// Forwarding mode.
+    pub mode: Mode,
+    /// Where the lab runs.
+    pub provider: ProviderKind,
+    /// The answer.
+    pub verdict: Verdict,
+    /// From the start of the run to the verdict.
+    pub duration_ms: u64,
+    /// Name of the run, `run-0007`.
+    pub run: String,
+    /// Results, in the order of [`labctl_model::CHECK_NAMES`].
+    pub checks: Vec<CheckResult>,
+}
+
+impl Report {
+    /// The report of a judged run.
+    pub fn new(plan: &Plan, run: &str, duration_ms: u64, judgement: Judgement) -> Self {
+        Self {
+            schema: SCHEMA,
+            lab: plan.lab.clone(),
+            mode: plan.mode,
+            provider: plan.provider,
+            verdict: judgement.verdict,
+            duration_ms,
+            run: run.to_owned(),
+            checks: judgement.checks,
+        }
+    }
+
+    /// How many checks ended so.
+    pub fn count(&self, status: Status) -> usize {
+        self.checks.iter().filter(|c| c.status == status).count()
+    }
+
+    /// `11 passed, 1 failed`; statuses that nobody has are left out.
+    pub fn tally(&self) -> String {
+        let words = [
+            (Status::Pass, "passed"),
+            (Status::Fail, "failed"),
+            (Status::Inconclusive, "inconclusive"),
+            (Status::Skip, "skipped"),
+        ];
+        let parts = words.iter().map(|(status, word)| (self.count(*status), word)).filter(|(n, _)| *n > 0);
+        parts.map(|(n, word)| format!("{n} {word}")).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// A run that never came to be judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetupFailure {
+    /// Lab name.
+    pub lab: String,
+    /// What was being done: `start captures`.
+    pub step: String,
+    /// What went wrong and what to do, in one or more lines.
+    pub error: String,
+    /// Until then.
+    pub duration_ms: u64,
+}
+
+/// The lines behind a result: why, and the packet that shows it.
+fn details(check: &CheckResult) -> Vec<String> {
+    let first = check.evidence.get("first").and_then(|v| v.as_array());
+    let line = |offence: &serde_json::Value| {
+        let word = |key| offence.get(key).and_then(|v| v.as_str());
+        match (word("why"), word("text")) {
+            (Some(why), Some(text)) => Some(format!("{why}: {text}")),
+            (Some(why), None) => Some(why.to_owned()),
+            _ => None,
+        }
+    };
+    let mut lines: Vec<_> = first.into_iter().flatten().filter_map(line).collect();
+    let doubts = check.evidence.get("doubts").and_then(|v| v.as_array());
+    lines.extend(doubts.into_iter().flatten().filter_map(|d| d.as_str()).map(str::to_owned));
+    lines
+}
