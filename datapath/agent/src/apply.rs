@@ -160,7 +160,7 @@ pub fn open(state: &NodeState, links: &Links, pins: &Path) -> Result<(aya::Ebpf,
     let desired = Desired::new(state, &links.pods);
     let mut ebpf = load(state, pins, links.uplink, &desired)?;
     write_abi(&mut ebpf)?;
-    sync(&mut ebpf, &desired)?;
+    sync(&mut ebpf, &desired, reused)?;
     Ok((ebpf, reused))
 }
 
@@ -246,6 +246,21 @@ fn room(need: usize) -> u32 {
     (need as u32 * 2).next_power_of_two().max(64)
 }
 
+/// A loader that has not read the kernel's BTF. `EbpfLoader::new` of aya 0.14 parses all of
+/// /sys/kernel/btf/vmlinux, 23 ms of the 35 that loading took, though no program here needs it (no CO-RE).
+/// It tolerates a missing file, so it is called on a thread whose root is a folder without one. Where
+/// that is not permitted (no CAP_SYS_CHROOT) it reads the file.
+fn loader() -> EbpfLoader<'static> {
+    let without_sys = || {
+        // SAFETY: a plain argument. Only this thread's root changes, and the thread ends here.
+        let alone = unsafe { libc::unshare(libc::CLONE_FS) } == 0;
+        // SAFETY: a NUL-terminated string.
+        let _ = alone && unsafe { libc::chroot(c"/proc/self/fdinfo".as_ptr()) } == 0;
+        EbpfLoader::new()
+    };
+    std::thread::spawn(without_sys).join().unwrap_or_else(|_| EbpfLoader::new())
+}
+
 /// Loads the object: settings in, maps sized and pinned, programs not yet.
 fn load(
     state: &NodeState,
@@ -257,8 +272,7 @@ fn load(
     let folder = maps::folder(pins);
     let tables = desired.maglev.len() as u32 / datapath_types::MAGLEV_SLOTS;
     let ring = if state.options.events { 256 * 1024 } else { 4096 };
-    EbpfLoader::new()
-        // No program needs the kernel's BTF (no CO-RE), and parsing it costs more than all else here.
+    loader()
         .btf(None)
         .default_map_pin_directory(&folder)
         .override_global("SETTINGS", &settings, true)

@@ -193,11 +193,12 @@ pub struct SyncError {
     pub source: MapError,
 }
 
-/// Brings all maps to their desired contents with as few writes as possible.
+/// Brings all maps to their desired contents with as few writes as possible. `reused` maps may hold
+/// anything, fresh ones are empty.
 ///
 /// # Errors
 /// [`SyncError`] naming the first map that refused.
-pub(crate) fn sync(ebpf: &mut aya::Ebpf, desired: &Desired) -> Result<(), SyncError> {
+pub(crate) fn sync(ebpf: &mut aya::Ebpf, desired: &Desired, reused: bool) -> Result<(), SyncError> {
     insert_all(ebpf, maps::NODES, &desired.nodes)?;
     insert_all(ebpf, maps::ENDPOINTS, &desired.endpoints)?;
     insert_all(ebpf, maps::BACKENDS, &desired.backends)?;
@@ -205,7 +206,7 @@ pub(crate) fn sync(ebpf: &mut aya::Ebpf, desired: &Desired) -> Result<(), SyncEr
     let frontends: Vec<(SocketKey, Frontend)> =
         desired.frontends.iter().map(|(k, v)| ((*k).into(), *v)).collect();
     insert_all(ebpf, maps::BACKEND_SOCKETS, sockets.iter().map(|(k, v)| (k, v)))?;
-    write_slots(ebpf, &desired.maglev)?;
+    write_slots(ebpf, &desired.maglev, reused)?;
     insert_all(ebpf, maps::FRONTENDS, frontends.iter().map(|(k, v)| (k, v)))?;
 
     let keep: BTreeSet<[u8; 8]> = frontends.iter().map(|(k, _)| bytes(*k)).collect();
@@ -268,8 +269,9 @@ fn remove_others<K: Pod, V: Pod>(
     Ok(())
 }
 
-/// Writes the slots that differ, and zeros behind the last table.
-fn write_slots(ebpf: &mut aya::Ebpf, slots: &[u32]) -> Result<(), SyncError> {
+/// Writes the slots that differ, and zeros behind the last table. Fresh slots are zero; not reading them
+/// first saves a thousand system calls a table.
+fn write_slots(ebpf: &mut aya::Ebpf, slots: &[u32], reused: bool) -> Result<(), SyncError> {
     let fail = |source| SyncError { map: maps::MAGLEV, source };
     let mut array: Array<_, u32> = Array::try_from(map(ebpf, maps::MAGLEV)?).map_err(fail)?;
     let len = array.len();
@@ -278,7 +280,8 @@ fn write_slots(ebpf: &mut aya::Ebpf, slots: &[u32]) -> Result<(), SyncError> {
     }
     for index in 0..len {
         let wanted = slots.get(index as usize).copied().unwrap_or(0);
-        if array.get(&index, 0).map_err(fail)? != wanted {
+        let current = if reused { array.get(&index, 0).map_err(fail)? } else { 0 };
+        if current != wanted {
             array.set(index, wanted, 0).map_err(fail)?;
         }
     }
