@@ -10,5 +10,6 @@
 
 pub mod dialogue;
 pub mod fetch;
+pub mod filter;
 pub mod pattern;
 pub mod serve;

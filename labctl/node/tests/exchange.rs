@@ -107,11 +107,11 @@ fn source_port_is_used_and_may_be_used_again() {
         for id in 1..4 {
             let remote = if protocol == Transport::Tcp { backend.tcp() } else { backend.udp() };
             // Another own address each time: the port is the same, the flow is not.
-            let source_address = Some(Ipv4Addr::new(127, 0, 0, 10 + id as u8));
-            let request = Request { source_address, source_port: Some(free), ..tcp(id, remote) };
+            let own = Ipv4Addr::new(127, 0, 0, 10 + id as u8);
+            let request = Request { source_address: Some(own), source_port: Some(free), ..tcp(id, remote) };
             let exchange = ask(Request { protocol, ..request });
             assert_eq!(exchange.outcome, Outcome::Answered);
-            assert_eq!(exchange.local, SocketAddrV4::new(source_address.expect("set above"), free));
+            assert_eq!(exchange.local, SocketAddrV4::new(own, free));
         }
     }
 }

@@ -242,8 +242,8 @@ pub fn run(options: &FetchOptions, out: &mut dyn Write) -> Result<Vec<Exchange>,
 fn start(options: &FetchOptions) -> JoinSet<Exchange> {
     let slots = Rc::new(Semaphore::new(options.concurrency.max(1)));
     let mut running = JoinSet::new();
-    for request in options.requests.iter().cloned() {
-        let (slots, client) = (slots.clone(), options.client);
+    for request in &options.requests {
+        let (request, slots, client) = (request.clone(), slots.clone(), options.client);
         running.spawn_local(async move {
             let _slot = slots.acquire().await.expect("the semaphore is never closed");
             exchange(&request, client).await
