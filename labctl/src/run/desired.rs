@@ -68,7 +68,28 @@ fn options(plan: &Plan) -> DatapathOptions {
         snat_ports: (plan.datapath.snat_port_min, plan.datapath.snat_port_max),
         flows: plan.datapath.flows,
         events: plan.datapath.events,
-        attach: AttachMode::Auto,
-        mutation: 0,
+        attach: attach_mode(),
+        mutation: mutation(),
+    }
+}
+
+/// A wrong behaviour on purpose, by its number: the tests of the verdict must see each check fail.
+#[cfg(feature = "mutations")]
+fn mutation() -> u32 {
+    std::env::var("LABCTL_MUTATION").ok().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// Released builds have no switch that makes the datapath misbehave.
+#[cfg(not(feature = "mutations"))]
+fn mutation() -> u32 {
+    0
+}
+
+/// How the programs are attached. The tests of the clsact path run on kernels that have TCX.
+fn attach_mode() -> AttachMode {
+    match std::env::var("LABCTL_ATTACH").as_deref() {
+        Ok("clsact") => AttachMode::Clsact,
+        Ok("tcx") => AttachMode::Tcx,
+        _ => AttachMode::Auto,
     }
 }
