@@ -6,7 +6,7 @@ use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
 use crate::host::require_privileges;
 use crate::pick::lab_up;
-use crate::run::lock_failure;
+use crate::run::{Interrupt, lock_failure};
 use crate::ui::{Ui, milliseconds};
 
 /// Take a lab down and remove everything of it.
@@ -22,6 +22,8 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
         require_privileges("labctl down")?;
+        // A signal does not stop the removal half-way: it takes milliseconds, and its end is what is wanted.
+        let _interrupt = Interrupt::take_over()?;
         let provider = NetnsProvider::new();
         let labs = provider.list().map_err(|error| Failure::failed(Exit::SetupFailed, &error))?;
         let names: Vec<String> = labs.into_iter().map(|entry: LabEntry| entry.name).collect();

@@ -5,7 +5,7 @@ use labctl_provider::{DownReport, LabState, LockError, NetnsProvider};
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
 use crate::host::require_privileges;
-use crate::run::complete;
+use crate::run::{Interrupt, complete};
 use crate::ui::Ui;
 
 /// Remove what killed commands left behind; labs that are up stay.
@@ -22,6 +22,8 @@ struct Tally {
 impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
         require_privileges("labctl gc")?;
+        // A signal does not stop the removal half-way: it takes milliseconds, and its end is what is wanted.
+        let _interrupt = Interrupt::take_over()?;
         let provider = NetnsProvider::new();
         let mut tally = Tally::default();
         unfinished(&provider, ui, &mut tally)?;

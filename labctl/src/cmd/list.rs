@@ -64,9 +64,8 @@ impl Args {
 fn row(entry: LabEntry) -> Row {
     let (state, detail, up) = match entry.state {
         LabState::Ready(lab) if complete::is_marked(&lab) => ("up", None, Some(up_row(&lab))),
-        LabState::Ready(_) | LabState::Incomplete => {
-            ("incomplete", Some("a command was killed; labctl gc removes it".to_owned()), None)
-        }
+        LabState::Ready(_) => ("incomplete", Some("its up has not ended, or was killed".to_owned()), None),
+        LabState::Incomplete => ("incomplete", Some("killed; labctl gc removes it".to_owned()), None),
         LabState::Busy { pid } => ("busy", pid.map(|pid| format!("process {pid} works on it")), None),
         LabState::Unreadable { reason } => ("unreadable", Some(reason), None),
     };

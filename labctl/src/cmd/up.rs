@@ -42,9 +42,10 @@ enum Provider {
 
 impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
+        // First of all: from here on a signal means "undo", however early it comes.
+        let interrupt = Interrupt::take_over()?;
         let plan = self.plan()?;
         require_privileges(&format!("labctl up {}", self.lab))?;
-        let interrupt = Interrupt::take_over()?;
         let progress = ui.progress();
         let provider = NetnsProvider::new();
         let up = BringUp {

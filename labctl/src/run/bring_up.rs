@@ -87,8 +87,9 @@ impl BringUp<'_> {
                 None => Found::Healthy(lab),
                 Some(why) => Found::Damaged(why),
             }),
-            // The provider removes the leftovers of a killed command itself.
-            Err(StateError::Incomplete { .. }) => Ok(Found::Nothing),
+            // The provider removes the leftovers of a killed command itself. Busy means this command: it
+            // holds the lock.
+            Err(StateError::Incomplete { .. } | StateError::Busy { .. }) => Ok(Found::Nothing),
             Err(error) => Err(Failure::failed(Exit::SetupFailed, &error)),
         }
     }

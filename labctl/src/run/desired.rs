@@ -93,3 +93,48 @@ fn attach_mode() -> AttachMode {
         _ => AttachMode::Auto,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(name: &str) -> Plan {
+        labctl_model::parse(name, labctl_model::builtin_lab(name).unwrap()).unwrap()
+    }
+
+    fn state(plan: &Plan, node: &str) -> NodeState {
+        node_state(plan, plan.node(node).unwrap(), |pod| format!("lxc-{pod}"))
+    }
+
+    #[test]
+    fn every_node_knows_every_backend_and_only_its_own_pods() {
+        let plan = plan("dsr");
+        let (worker, worker2) = (state(&plan, "worker"), state(&plan, "worker2"));
+        assert_eq!(worker.services, worker2.services);
+        assert!(worker.pods.is_empty());
+        assert_eq!(worker2.pods[0].interface, "lxc-web-1");
+        assert_eq!(worker.services.len(), 2, "one per protocol");
+        let backend = &worker.services[0].backends[0];
+        assert_eq!((backend.address, backend.node), (worker2.pods[0].address, worker2.node_address));
+        assert_eq!(worker.nodes.len(), 3);
+    }
+
+    #[test]
+    fn a_host_network_backend_is_its_node_and_no_pod() {
+        let mut plan = plan("dsr");
+        let node = plan.nodes.iter_mut().find(|node| node.name == "worker2").unwrap();
+        (node.pods[0].host_network, node.pods[0].address) = (true, node.address);
+        let state = state(&plan, "worker2");
+        assert!(state.pods.is_empty());
+        assert_eq!(state.services[0].backends[0].address, state.node_address);
+    }
+
+    #[test]
+    fn modes_carry_over() {
+        assert_eq!(state(&plan("snat"), "worker").options.mode, DatapathMode::Snat);
+        assert_eq!(state(&plan("hybrid"), "worker").options.mode, DatapathMode::Hybrid);
+        let local = state(&plan("local"), "worker");
+        assert_eq!(local.options.mode, DatapathMode::Local);
+        assert!(local.services.iter().all(|service| service.local_only));
+    }
+}

@@ -1,6 +1,6 @@
 //! Requests of the client: the first one, which shows that a lab works, and those that `verify` sends.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use labctl_model::{NodePlan, Plan, Protocol, TrafficPolicy};
@@ -110,4 +110,122 @@ fn first_frontend(plan: &Plan) -> SocketAddrV4 {
     let answers = |node: &&NodePlan| !local_only || !node.pods.is_empty();
     let node = Some(plan.ingress()).filter(answers).or_else(|| plan.nodes.iter().find(answers));
     SocketAddrV4::new(node.unwrap_or_else(|| plan.ingress()).address, plan.service.node_port)
+}
+
+/// How long a node without a backend may stay silent before that counts as a refusal: many times the
+/// round trip, and less than the second after which a SYN is sent again.
+const SILENCE: Duration = Duration::from_millis(400);
+
+/// How long a request of `verify` may take.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// Requests under way at once.
+const CONCURRENCY: usize = 32;
+
+/// What a run of `verify` asks.
+#[derive(Debug)]
+pub(crate) struct Questions {
+    /// All requests, numbered from 1: first those that must be answered.
+    pub(crate) options: FetchOptions,
+    /// How many of them must be answered.
+    answerable: usize,
+}
+
+impl Questions {
+    /// The plan's traffic; under traffic policy Local also one request per protocol to each node without a
+    /// backend.
+    pub(crate) fn new(plan: &Plan) -> Self {
+        let frontend = SocketAddrV4::new(plan.ingress().address, plan.service.node_port);
+        let mut requests = Vec::new();
+        for protocol in &plan.service.protocols {
+            let count = match protocol {
+                Protocol::Tcp => plan.traffic.requests,
+                Protocol::Udp => plan.traffic.datagrams,
+            };
+            for _ in 0..count {
+                let id = requests.len() as u32 + 1;
+                let response_bytes = match protocol {
+                    Protocol::Tcp => u64::from(plan.traffic.response_bytes),
+                    Protocol::Udp => 0,
+                };
+                requests.push(Request { response_bytes, ..request(id, *protocol, frontend, ANSWER) });
+            }
+        }
+        let answerable = requests.len();
+        for (address, protocol) in silent_frontends(plan) {
+            let frontend = SocketAddrV4::new(address, plan.service.node_port);
+            requests.push(request(requests.len() as u32 + 1, protocol, frontend, SILENCE));
+        }
+        let options = FetchOptions { requests, concurrency: CONCURRENCY, client: Client::Builtin };
+        Self { options, answerable }
+    }
+
+    /// "8 tcp and 8 udp requests": what the step says.
+    pub(crate) fn words(&self) -> String {
+        let (answerable, refused) = self.options.requests.split_at(self.answerable);
+        let udp = answerable.iter().filter(|request| request.protocol == Transport::Udp).count();
+        let mut words = match (self.answerable - udp, udp) {
+            (tcp, 0) => format!("{tcp} tcp requests"),
+            (0, udp) => format!("{udp} udp requests"),
+            (tcp, udp) => format!("{tcp} tcp and {udp} udp requests"),
+        };
+        if !refused.is_empty() {
+            words.push_str(&format!(", {} to nodes without a backend", refused.len()));
+        }
+        words
+    }
+
+    /// Tells the exchanges that must be answered from those that must not.
+    pub(crate) fn split(&self, mut exchanges: Vec<Exchange>) -> (Vec<Exchange>, Vec<Exchange>) {
+        let refusals = exchanges.split_off(self.answerable.min(exchanges.len()));
+        (exchanges, refusals)
+    }
+}
+
+/// Frontends that must not answer: NodePorts of nodes without a backend under traffic policy Local.
+fn silent_frontends(plan: &Plan) -> Vec<(Ipv4Addr, Protocol)> {
+    if plan.service.external_traffic_policy != TrafficPolicy::Local {
+        return Vec::new();
+    }
+    let without = plan.nodes.iter().filter(|node| node.pods.is_empty());
+    without.flat_map(|node| plan.service.protocols.iter().map(|p| (node.address, *p))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(name: &str) -> Plan {
+        labctl_model::parse(name, labctl_model::builtin_lab(name).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn requests_are_numbered_from_one_without_gaps() {
+        let plan = plan("dsr");
+        let questions = Questions::new(&plan);
+        let ids: Vec<u32> = questions.options.requests.iter().map(|request| request.id).collect();
+        let total = plan.traffic.requests + plan.traffic.datagrams;
+        assert_eq!(ids, (1..=total).collect::<Vec<_>>());
+        assert_eq!(questions.answerable, total as usize);
+        assert_eq!(questions.words(), "8 tcp and 8 udp requests");
+    }
+
+    #[test]
+    fn under_policy_local_nodes_without_a_backend_are_asked_too() {
+        let plan = plan("local");
+        let questions = Questions::new(&plan);
+        let (_, refused) = questions.options.requests.split_at(questions.answerable);
+        assert!(!refused.is_empty());
+        for request in refused {
+            let node = plan.nodes.iter().find(|node| node.address == *request.remote.ip()).unwrap();
+            assert!(node.pods.is_empty(), "{} has a backend", node.name);
+        }
+    }
+
+    #[test]
+    fn the_first_request_goes_where_an_answer_must_come() {
+        let plan = plan("local");
+        let asked = *first_frontend(&plan).ip();
+        assert!(plan.nodes.iter().any(|node| node.address == asked && !node.pods.is_empty()));
+    }
 }
