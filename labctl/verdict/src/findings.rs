@@ -148,7 +148,10 @@ fn lack_of_proof(context: &Context<'_>, place: Place) -> Option<String> {
         let info = context.info(point);
         let name = &info.point;
         match (info.live, info.dropped) {
-            (false, _) => Some(format!("the capture on {name} was not proven live by its canaries")),
+            (false, _) => Some(format!(
+                "the capture on {name} was not proven live: it did not see each of {} rounds of canaries",
+                context.evidence.canary_rounds
+            )),
             (true, None) => Some(format!("the capture on {name} ended without its counters")),
             (true, Some(0)) => None,
             (true, Some(lost)) => Some(format!("the capture on {name} lost {lost} packets")),

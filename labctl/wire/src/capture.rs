@@ -202,8 +202,9 @@ fn point_info(interface: &pcapng::Interface) -> Result<PointInfo, CaptureError> 
     })
 }
 
-/// What the traffic of one point says of its Ethernet address, the best witness first. What a host writes as
-/// its own source comes last: a datapath that gets that wrong must not vouch for itself.
+/// What the traffic of one point says of its Ethernet address, the best witness first: its own ARP, the address
+/// that it both receives at and sends from, the one that it receives at most. What a host writes as its own
+/// source comes last: a datapath that gets that wrong must not vouch for itself.
 #[derive(Clone, Debug, Default)]
 struct Guess {
     arp: Option<Mac>,
@@ -227,7 +228,9 @@ impl Guess {
     }
 
     fn best(&self) -> Option<Mac> {
-        self.arp.or_else(|| most(&self.received)).or_else(|| most(&self.sent))
+        let both = self.received.iter().filter(|(mac, _)| self.sent.contains_key(mac));
+        let both = both.map(|(mac, count)| (*mac, *count)).collect();
+        self.arp.or_else(|| most(&both)).or_else(|| most(&self.received)).or_else(|| most(&self.sent))
     }
 }
 

@@ -81,13 +81,14 @@ impl LogicalPacket {
         self.seen.iter().any(|(p, d, _)| (*p, *d) == (point, direction))
     }
 
-    fn see(&mut self, sighting: Sighting, bytes: &Range<i64>) {
-        let part = bytes.start.max(self.bytes.start)..bytes.end.min(self.bytes.end);
+    fn see(&mut self, sighting: Sighting, parts: &[Range<i64>]) {
         let place = (sighting.point, sighting.direction);
-        match self.seen.iter_mut().find(|(p, d, _)| (*p, *d) == place) {
-            Some((_, _, ranges)) => insert(ranges, part),
-            None => self.seen.push((place.0, place.1, vec![part])),
-        }
+        let known = self.seen.iter().position(|(p, d, _)| (*p, *d) == place);
+        let index = known.unwrap_or_else(|| {
+            self.seen.push((place.0, place.1, Vec::new()));
+            self.seen.len() - 1
+        });
+        parts.iter().for_each(|part| insert(&mut self.seen[index].2, part.clone()));
         self.sightings.push(sighting);
     }
 }
@@ -211,7 +212,7 @@ impl Tracer {
             known.push(index);
             self.packets.push(new_packet(tag, kind, at..at));
         }
-        self.packets[index].see(sighting, &(at..at));
+        self.packets[index].see(sighting, &[]);
     }
 
     fn follow_bytes(
@@ -227,14 +228,9 @@ impl Tracer {
         let exact = self.exact.get(&exact_key).map_or(&[][..], Vec::as_slice);
         let here = (sighting.point, sighting.direction);
         if let Some(same) = exact.iter().find(|i| !self.packets[**i].was_at(here.0, here.1)) {
-            return self.packets[*same].see(sighting, &bytes);
+            return self.packets[*same].see(sighting, std::slice::from_ref(&bytes));
         }
-        let parts: Vec<_> = self.streams.entry(key).or_default().overlapping(&bytes).collect();
-        let mut counted = false;
-        for index in parts {
-            counted |= self.count_part(index, &sighting, &bytes);
-        }
-        if counted {
+        if self.share_out(key, &sighting, &bytes) {
             return;
         }
         let index = self.packets.len();
@@ -243,24 +239,44 @@ impl Tracer {
         stream.packets.entry(bytes.start).or_default().push(index);
         stream.longest = stream.longest.max(bytes.end - bytes.start);
         self.packets.push(new_packet(tag, kind, bytes.clone()));
-        self.packets[index].see(sighting, &bytes);
+        self.packets[index].see(sighting, std::slice::from_ref(&bytes));
     }
 
-    /// Counts a sighting for a logical packet that it overlaps, unless that one began at this very point or
-    /// was seen whole here already: then the sender repeated its bytes.
-    fn count_part(&mut self, index: usize, sighting: &Sighting, bytes: &Range<i64>) -> bool {
-        let packet = &mut self.packets[index];
-        let overlaps = bytes.start < packet.bytes.end && packet.bytes.start < bytes.end;
-        let began_here = packet
-            .sightings
-            .first()
-            .is_some_and(|s| (s.point, s.direction) == (sighting.point, sighting.direction));
-        if !overlaps || began_here || packet.complete_at(sighting.point, sighting.direction) {
-            return false;
+    /// Counts a sighting for the logical packets that it is made of, each byte for the earliest that still lacks
+    /// bytes here; `false` if there is none. One that began at this very point is none: its sender repeats
+    /// itself.
+    fn share_out(&mut self, key: StreamKey, sighting: &Sighting, bytes: &Range<i64>) -> bool {
+        let mut candidates: Vec<_> = self.streams.entry(key).or_default().overlapping(bytes).collect();
+        candidates.sort_unstable();
+        let mut left = vec![bytes.clone()];
+        let mut counted = false;
+        for index in candidates {
+            let packet = &mut self.packets[index];
+            let began_here = packet
+                .sightings
+                .first()
+                .is_some_and(|s| (s.point, s.direction) == (sighting.point, sighting.direction));
+            if began_here || packet.complete_at(sighting.point, sighting.direction) {
+                continue;
+            }
+            let (own, rest) = split(&left, &packet.bytes);
+            if !own.is_empty() {
+                packet.see(*sighting, &own);
+                left = rest;
+                counted = true;
+            }
         }
-        packet.see(*sighting, bytes);
-        true
+        counted
     }
+}
+
+/// What of `ranges` lies within `window`, and what does not.
+fn split(ranges: &[Range<i64>], window: &Range<i64>) -> (Vec<Range<i64>>, Vec<Range<i64>>) {
+    let parts = |from: i64, to: i64| {
+        ranges.iter().map(move |r| r.start.max(from)..r.end.min(to)).filter(|r| !r.is_empty())
+    };
+    let outside = parts(i64::MIN, window.start).chain(parts(window.end, i64::MAX));
+    (parts(window.start, window.end).collect(), outside.collect())
 }
 
 fn new_packet(tag: Tag, kind: Kind, bytes: Range<i64>) -> LogicalPacket {

@@ -180,6 +180,22 @@ fn a_retransmission_is_a_packet_of_its_own() {
 }
 
 #[test]
+fn a_retransmission_of_a_segment_that_is_being_cut_keeps_its_own_sighting() {
+    let exchanges = [exchange(1, "tcp", "172.18.0.1:4000", 0)];
+    let file = capture(&[
+        (POD, Out, segment(100, 2000, 5)),
+        (POD, Out, segment(100, 1000, 9)),
+        (CLIENT, In, segment(100, 1000, 5)),
+        (CLIENT, In, segment(1100, 1000, 6)),
+        (CLIENT, In, segment(100, 1000, 9)),
+    ]);
+    let packets = traced(&file, &exchanges);
+    let sightings: Vec<_> = packets.iter().map(|p| p.sightings.len()).collect();
+    assert_eq!(sightings, [3, 2], "whole, cut in two; the repetition once at each point");
+    assert!(packets.iter().all(|p| p.complete_at(CLIENT, In)));
+}
+
+#[test]
 fn a_datagram_fragmented_on_its_way_arrives_when_all_pieces_have() {
     let exchanges = [exchange(1, "udp", "172.18.0.1:4000", 0)];
     let whole = Packet::udp(socket("172.18.0.1:4000"), socket("172.18.0.3:32000"), &[1; 1472]);

@@ -34,6 +34,9 @@ pub(super) fn check(context: &Context<'_>) -> Findings {
     if due > 0 && tagged == 0 {
         findings.doubt("no request was seen between ingress node and backend node");
     }
+    if tagged + plain == 0 {
+        findings.doubt("no packet was seen");
+    }
     findings.number("with_option", tagged);
     findings.number("without_option", plain);
     let frontend = context.answered().next().map(|(_, c)| c.exchange.remote);

@@ -10,7 +10,7 @@ use labctl_wire::packet::Mac;
 
 /// How the transport checksum is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sum {
+pub(crate) enum Sum {
     Right,
     Wrong,
     /// Left to the NIC: the folded pseudo header.
@@ -19,7 +19,7 @@ pub enum Sum {
 }
 
 #[derive(Clone, Debug)]
-pub enum Body {
+pub(crate) enum Body {
     Tcp {
         seq: u32,
         ack: u32,
@@ -39,37 +39,37 @@ pub enum Body {
 }
 
 #[derive(Clone, Debug)]
-pub struct Packet {
-    pub mac_src: Mac,
-    pub mac_dst: Mac,
-    pub vlan: Option<u16>,
-    pub src: SocketAddrV4,
-    pub dst: SocketAddrV4,
-    pub ttl: u8,
-    pub id: u16,
+pub(crate) struct Packet {
+    pub(crate) mac_src: Mac,
+    pub(crate) mac_dst: Mac,
+    pub(crate) vlan: Option<u16>,
+    pub(crate) src: SocketAddrV4,
+    pub(crate) dst: SocketAddrV4,
+    pub(crate) ttl: u8,
+    pub(crate) id: u16,
     /// Flags and fragment offset as on the wire.
-    pub fragment: u16,
-    pub options: Vec<u8>,
-    pub body: Body,
-    pub payload: Vec<u8>,
-    pub bad_header_sum: bool,
-    pub sum: Sum,
+    pub(crate) fragment: u16,
+    pub(crate) options: Vec<u8>,
+    pub(crate) body: Body,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) bad_header_sum: bool,
+    pub(crate) sum: Sum,
 }
 
-pub const FIN: u8 = 1;
-pub const SYN: u8 = 2;
-pub const RST: u8 = 4;
-pub const PSH: u8 = 8;
-pub const ACK: u8 = 16;
-pub const DONT_FRAGMENT: u16 = 0x4000;
-pub const MORE_FRAGMENTS: u16 = 0x2000;
+pub(crate) const FIN: u8 = 1;
+pub(crate) const SYN: u8 = 2;
+pub(crate) const RST: u8 = 4;
+pub(crate) const PSH: u8 = 8;
+pub(crate) const ACK: u8 = 16;
+pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
+pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
 
-pub fn socket(text: &str) -> SocketAddrV4 {
+pub(crate) fn socket(text: &str) -> SocketAddrV4 {
     text.parse().unwrap()
 }
 
 impl Packet {
-    pub fn tcp(src: SocketAddrV4, dst: SocketAddrV4, flags: u8, seq: u32, ack: u32) -> Self {
+    pub(crate) fn tcp(src: SocketAddrV4, dst: SocketAddrV4, flags: u8, seq: u32, ack: u32) -> Self {
         Self {
             mac_src: Mac([2, 0, 0, 0, 0, 1]),
             mac_dst: Mac([2, 0, 0, 0, 0, 3]),
@@ -87,20 +87,20 @@ impl Packet {
         }
     }
 
-    pub fn udp(src: SocketAddrV4, dst: SocketAddrV4, payload: &[u8]) -> Self {
+    pub(crate) fn udp(src: SocketAddrV4, dst: SocketAddrV4, payload: &[u8]) -> Self {
         Self { body: Body::Udp, payload: payload.to_vec(), ..Self::tcp(src, dst, 0, 0, 0) }
     }
 
-    pub fn icmp(src: Ipv4Addr, dst: Ipv4Addr, kind: u8, code: u8, rest: u32, quote: Self) -> Self {
+    pub(crate) fn icmp(src: Ipv4Addr, dst: Ipv4Addr, kind: u8, code: u8, rest: u32, quote: Self) -> Self {
         let (src, dst) = (SocketAddrV4::new(src, 0), SocketAddrV4::new(dst, 0));
         Self { body: Body::Icmp { kind, code, rest, quote: Box::new(quote) }, ..Self::tcp(src, dst, 0, 0, 0) }
     }
 
-    pub fn with_payload(self, payload: &[u8]) -> Self {
+    pub(crate) fn with_payload(self, payload: &[u8]) -> Self {
         Self { payload: payload.to_vec(), ..self }
     }
 
-    pub fn protocol(&self) -> u8 {
+    pub(crate) fn protocol(&self) -> u8 {
         match self.body {
             Body::Icmp { .. } => 1,
             Body::Tcp { .. } => 6,
@@ -110,7 +110,7 @@ impl Packet {
     }
 
     /// The frame.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut out = [self.mac_dst.0, self.mac_src.0].concat();
         if let Some(vlan) = self.vlan {
             out.extend([0x81, 0x00]);
@@ -122,7 +122,7 @@ impl Packet {
     }
 
     /// The packet without the Ethernet header.
-    pub fn ip_bytes(&self) -> Vec<u8> {
+    pub(crate) fn ip_bytes(&self) -> Vec<u8> {
         let transport = self.transport();
         assert_eq!(self.options.len() % 4, 0, "options come in words");
         let header_len = 20 + self.options.len();
