@@ -12,7 +12,7 @@ use super::mark::{self, Holding};
 use super::namespace::{self, NETNS_DIR};
 use super::state::{self, LabLock, LockError};
 use super::sweep::{self, DownError, DownReport};
-use super::{check, processes};
+use super::{Problem, check, processes};
 
 /// Why nothing could be collected.
 #[derive(Debug, thiserror::Error)]
@@ -107,8 +107,10 @@ fn marked(run_dir: &Path) -> io::Result<Vec<String>> {
 fn broken(lock: &LabLock) -> Option<String> {
     match state::read(lock.dir()) {
         Ok(Some(lab)) => {
-            let fatal = check::lab(&lab).into_iter().find(check::Problem::is_fatal);
-            fatal.map(|problem| problem.to_string())
+            let problems = check::lab(&lab);
+            // A lost namespace takes interfaces of its neighbours with it: name the cause.
+            let lost = problems.iter().find(|p| matches!(p, Problem::NamespaceMissing { .. }));
+            lost.or_else(|| problems.iter().find(|p| p.is_fatal())).map(Problem::to_string)
         }
         Ok(None) => Some("the command that made or removed it was killed".to_owned()),
         Err(error) => Some(error.to_string()),

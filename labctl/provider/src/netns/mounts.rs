@@ -2,10 +2,11 @@
 //!
 //! Owns: `/proc/self/mountinfo`, mounting and unmounting below a lab's folder. Does not own: namespace names.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -39,15 +40,36 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Whether something is mounted exactly here.
+/// Whether the path leads to the root of a mount. The list alone does not say: a mount in it may lie hidden
+/// under a later one of a folder above.
 pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
-    Ok(mount_points()?.iter().any(|p| p == path))
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut found = MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: the path is a C string and the buffer a whole `statx`; both live through the call.
+    let done = unsafe { libc::statx(libc::AT_FDCWD, name.as_ptr(), flags, 0, found.as_mut_ptr()) };
+    if done != 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::NotFound { Ok(false) } else { Err(error) };
+    }
+    // SAFETY: it began as zeros, which is a valid value, and the kernel filled it in.
+    let found = unsafe { found.assume_init() };
+    let root = libc::STATX_ATTR_MOUNT_ROOT as u64;
+    if found.stx_attributes_mask & root == 0 {
+        // Linux before 5.8.
+        return Ok(mount_points()?.iter().any(|p| p == path));
+    }
+    Ok(found.stx_attributes & root != 0)
 }
 
-/// Mount points at or below a folder, the last mounted first.
+/// Mount points at or below a folder that can be reached, the last mounted first.
 pub(super) fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found: Vec<_> = mount_points()?.into_iter().filter(|p| p.starts_with(dir)).collect();
-    found.reverse();
+    let mut found = Vec::new();
+    for path in mount_points()?.into_iter().filter(|p| p.starts_with(dir)).rev() {
+        if is_mount_point(&path)? {
+            found.push(path);
+        }
+    }
     Ok(found)
 }
 

@@ -7,7 +7,7 @@
 //! of what may exist. The lock is on the folder itself, so it needs no file and ends with its process.
 
 use std::fs::{self, File, Permissions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -262,7 +262,7 @@ fn write(lock: &LabLock, plan: &Plan, hosts: &[Host], phase: Phase, created: u64
     // `list` and `status` work without root.
     let readable = Permissions::from_mode(0o644);
     let file = tempfile::Builder::new().permissions(readable).tempfile_in(lock.dir())?;
-    serde_json::to_writer(io::BufWriter::new(&file), &state)?;
+    (&file).write_all(&serde_json::to_vec(&state)?)?;
     file.persist(lock.dir().join(FILE)).map_err(|e| e.error)?;
     Ok(())
 }

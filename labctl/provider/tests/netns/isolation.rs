@@ -1,14 +1,16 @@
 //! A process with its own `/run` and network for each test.
 
 use std::env;
+use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-/// Set in the process that runs the test's body.
+/// Set in the process that runs the test's body, to its run directory.
 const INSIDE: &str = "LABCTL_TEST_INSIDE";
 
 /// How mounts of the test's process relate to others, as on different distributions.
@@ -27,6 +29,7 @@ pub(crate) fn isolated(name: &str, body: fn()) {
 
 pub(crate) fn isolated_with(name: &str, propagation: Propagation, body: fn()) {
     if env::var_os(INSIDE).is_some() {
+        prepare(propagation).expect("the process has its own mounts");
         return body();
     }
     if !nix::unistd::geteuid().is_root() {
@@ -34,18 +37,36 @@ pub(crate) fn isolated_with(name: &str, propagation: Propagation, body: fn()) {
         return;
     }
     let mut test = Command::new(env::current_exe().expect("the test has a file"));
-    test.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(INSIDE, "1");
-    // SAFETY: between fork and exec only the system calls of `enter` run; they allocate nothing that another
-    // thread of the parent could hold a lock for.
-    unsafe { test.pre_exec(move || enter(propagation)) };
+    test.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(INSIDE, own_run_dir(name));
+    // SAFETY: between fork and exec only one system call runs, and it allocates nothing.
+    unsafe {
+        test.pre_exec(|| Ok(unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?));
+    }
     let status = test.status().expect("the test starts again");
     assert!(status.success(), "{name} failed in its own process, see above");
 }
 
-fn enter(propagation: Propagation) -> io::Result<()> {
+/// Tests share the machine's process numbers, and a role is known by lab and run directory: each test has
+/// a run directory that no other one has.
+fn own_run_dir(name: &str) -> String {
+    format!("/run/{}-{}", name.replace("::", "-"), std::process::id())
+}
+
+/// The run directory of the test that runs in this process.
+pub(crate) fn run_dir() -> PathBuf {
+    PathBuf::from(env::var_os(INSIDE).expect("only isolated tests make labs"))
+}
+
+/// An empty `/run`, without what other labs of the machine have mounted below it.
+fn prepare(propagation: Propagation) -> io::Result<()> {
     let none = None::<&str>;
-    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
     mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)?;
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    for point in points.filter(|p| Path::new(p).starts_with("/run")) {
+        // Those below another one go with it.
+        let _ = umount2(point, MntFlags::MNT_DETACH);
+    }
     mount(Some("test"), "/run", Some("tmpfs"), MsFlags::empty(), none)?;
     if matches!(propagation, Propagation::Shared) {
         mount(none, "/", none, MsFlags::MS_SHARED | MsFlags::MS_REC, none)?;

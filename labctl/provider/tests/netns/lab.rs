@@ -9,6 +9,18 @@ use labctl_model::Plan;
 use labctl_provider::{Cancel, Lab, NetnsProvider, StepEvent};
 use serde_json::{Value, json};
 
+use crate::isolation::run_dir;
+
+/// The provider of this test.
+pub(crate) fn provider() -> NetnsProvider {
+    NetnsProvider::in_dir(run_dir())
+}
+
+/// Not umount(8): that one leaves a folder in `/run`.
+pub(crate) fn unmount(path: &Path) {
+    nix::mount::umount(path).expect("it is mounted");
+}
+
 /// The seed's lab: client, three nodes, two pods on `worker2` and a hostNetwork one on `worker`.
 pub(crate) fn plan(lab: &str) -> Plan {
     plan_with(lab, json!([]))

@@ -3,16 +3,16 @@
 use std::fs;
 use std::time::Instant;
 
-use labctl_provider::{HostKind, NetnsProvider, Problem};
+use labctl_provider::{HostKind, Problem};
 use serde_json::Value;
 
 use crate::isolation::{isolated, report};
-use crate::lab::{HOSTS, down, ip, machine, plan, run, up};
+use crate::lab::{HOSTS, down, ip, machine, plan, provider, run, up};
 
 #[test]
 fn hosts_links_and_addresses() {
     isolated("topology::hosts_links_and_addresses", || {
-        let provider = NetnsProvider::new();
+        let provider = provider();
         let lab = up(&provider, &plan("dsr"));
         assert_eq!(lab.hosts().iter().map(|h| h.name.as_str()).collect::<Vec<_>>(), HOSTS);
         let names = run("ip", &["netns", "list"]);
@@ -38,7 +38,7 @@ fn hosts_links_and_addresses() {
 #[test]
 fn bridge_is_quiet_and_forwards() {
     isolated("topology::bridge_is_quiet_and_forwards", || {
-        let provider = NetnsProvider::new();
+        let provider = provider();
         let lab = up(&provider, &plan("dsr"));
         let links = ip(&lab.switch().namespace, &["-d", "link"]);
         let bridge = &find(&links, "br0")["linkinfo"]["info_data"];
@@ -59,7 +59,7 @@ fn bridge_is_quiet_and_forwards() {
 #[test]
 fn routes_and_addresses() {
     isolated("topology::routes_and_addresses", || {
-        let provider = NetnsProvider::new();
+        let provider = provider();
         let lab = up(&provider, &plan("dsr"));
         let side = |pod: &str| lab.pod_interface(pod).expect("the pod has a veth").1.name.clone();
         let (one, two) = (side("web-1"), side("web-2-with-a-long-name"));
@@ -97,7 +97,7 @@ fn routes_and_addresses() {
 #[test]
 fn settings_of_each_host() {
     isolated("topology::settings_of_each_host", || {
-        let provider = NetnsProvider::new();
+        let provider = provider();
         let before = machine();
         let lab = up(&provider, &plan("dsr"));
         for host in lab.hosts() {
@@ -130,7 +130,7 @@ fn settings_of_each_host() {
 #[test]
 fn lab_is_found_again() {
     isolated("topology::lab_is_found_again", || {
-        let provider = NetnsProvider::new();
+        let provider = provider();
         assert_eq!(provider.find("dsr").expect("nothing is broken"), None);
         let made = up(&provider, &plan("dsr"));
         let found = provider.find("dsr").expect("it can be read").expect("it is up");
@@ -151,7 +151,7 @@ fn lab_is_found_again() {
 #[test]
 fn damage_is_noticed() {
     isolated("topology::damage_is_noticed", || {
-        let provider = NetnsProvider::new();
+        let provider = provider();
         let lab = up(&provider, &plan("dsr"));
         let (client, worker2) = ("labctl-dsr-client", "labctl-dsr-worker2");
         run("ip", &["-n", client, "address", "del", "172.18.0.1/16", "dev", "eth0"]);
@@ -180,7 +180,7 @@ fn damage_is_noticed() {
 #[test]
 fn up_is_quick() {
     isolated("topology::up_is_quick", || {
-        let provider = NetnsProvider::new();
+        let provider = provider();
         let plan = plan("dsr");
         let mut times = Vec::new();
         for _ in 0..10 {
