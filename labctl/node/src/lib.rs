@@ -8,6 +8,7 @@
 //! Every role speaks IPv4 addresses only and never resolves a name, so that one static binary serves in any
 //! root file system.
 
+pub mod capture;
 pub mod dialogue;
 pub mod fetch;
 pub mod filter;
