@@ -60,6 +60,22 @@ fn right_runs_pass_in_every_mode() {
 }
 
 #[test]
+fn a_thousand_connections_and_datagrams_are_judged_in_no_time() {
+    let mut paper = Paper::new(plan(Mode::Hybrid));
+    paper.canaries(1);
+    for id in 0..1000 {
+        paper.tcp(id, 20_000 + id as u16);
+        paper.udp(id, 20_000 + id as u16);
+    }
+    paper.canaries(2);
+    let evidence = paper.finish(BTreeMap::new());
+    let start = std::time::Instant::now();
+    assert_pass(&evidence);
+    // A quadratic step would take minutes; the bound leaves room for a busy machine.
+    assert!(start.elapsed().as_secs() < 20, "took {:?}", start.elapsed());
+}
+
+#[test]
 fn backends_on_the_ingress_node_and_on_host_networks_pass() {
     for mode in [Mode::Dsr, Mode::Snat, Mode::Hybrid] {
         for (node, host) in [("worker", false), ("worker", true), ("worker2", true)] {

@@ -312,7 +312,7 @@ impl<'s> Paper<'s> {
 
     pub(crate) fn tcp(&mut self, id: u32, port: u16) {
         let exchange = self.begin(id, "tcp", port, vip());
-        let (client, isn, peer_isn) = (exchange.local, u32::MAX - 20 + id, 9_000_000 + id);
+        let (client, isn, peer_isn) = (exchange.local, (u32::MAX - 20).wrapping_add(id), 9_000_000 + id);
         let up = |flags, seq: u32, ack: u32| {
             Packet::tcp(
                 client,
@@ -367,7 +367,7 @@ impl<'s> Paper<'s> {
     }
 
     fn numbered(&mut self, packet: Packet) -> Packet {
-        self.next_id += 7;
+        self.next_id = self.next_id.wrapping_add(7);
         let id = if packet.id == 0 { 0 } else { self.next_id };
         Packet { id, fragment: DONT_FRAGMENT, ..packet }
     }
