@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 
+pub(crate) mod capture;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod down;
@@ -13,6 +14,7 @@ pub(crate) mod schema;
 pub(crate) mod status;
 pub(crate) mod up;
 pub(crate) mod validate;
+pub(crate) mod verify;
 
 /// How a result is printed, for commands that have no other forms.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]

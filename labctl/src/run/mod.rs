@@ -1,13 +1,20 @@
 //! Running things: signals, waiting with deadlines, role processes, and the order in which a lab comes
-//! up and is undone.
+//! up, is undone, and is put to the test.
 
 mod bring_up;
+mod canary;
+mod captures;
 pub(crate) mod complete;
 mod desired;
 mod interrupt;
 mod launch;
+mod prove;
 mod role;
+mod run_dir;
+mod stream;
 mod traffic;
 
 pub(crate) use bring_up::{BringUp, Up, lock_failure};
 pub(crate) use interrupt::Interrupt;
+pub(crate) use prove::{Prove, Proven};
+pub(crate) use stream::{Limits, Sink, Source, Stream, Tally};

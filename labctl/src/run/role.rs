@@ -9,13 +9,11 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use labctl_provider::Host;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -145,9 +143,26 @@ impl Role {
         &self.what
     }
 
+    /// Its stdout as a stream, for a role whose output is not lines. Nothing of it may have been read.
+    ///
+    /// # Errors
+    /// [`RoleError::Io`] when the pipe cannot be duplicated.
+    pub(crate) fn stream(&self) -> Result<File, RoleError> {
+        let error = |source| RoleError::Io { what: self.what.clone(), source };
+        let fd = self.stdout.as_fd().try_clone_to_owned().map_err(error)?;
+        // The reader of a stream has a thread of its own and may wait.
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::empty())).map_err(|e| error(e.into()))?;
+        Ok(File::from(fd))
+    }
+
+    /// Takes its stdin; closing it is how a capture is stopped.
+    pub(crate) fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.child.as_mut().and_then(|child| child.stdin.take())
+    }
+
     /// Closes its stdin.
     pub(crate) fn close_stdin(&mut self) {
-        drop(self.child.as_mut().and_then(|child| child.stdin.take()));
+        drop(self.take_stdin());
     }
 
     /// Writes its options to its stdin as one JSON document, and closes it.
@@ -155,7 +170,7 @@ impl Role {
     /// # Errors
     /// [`RoleError::Io`] when it does not read them: it has ended.
     pub(crate) fn hand_over(&mut self, options: &impl Serialize) -> Result<(), RoleError> {
-        let written = match self.child.as_mut().and_then(|child| child.stdin.take()) {
+        let written = match self.take_stdin() {
             Some(stdin) => serde_json::to_writer(stdin, options).map_err(io::Error::from),
             None => Err(io::Error::other("its stdin is closed")),
         };
@@ -163,14 +178,6 @@ impl Role {
             // It ended early; what it said on the way is worth more than "broken pipe".
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
             written => written.map_err(|source| RoleError::Io { what: self.what.clone(), source }),
-        }
-    }
-
-    /// Sends a signal; a role that has ended already is left alone.
-    pub(crate) fn signal(&self, signal: Signal) {
-        if let Some(child) = &self.child {
-            // The child is not reaped yet, so its number cannot belong to anybody else.
-            let _ = kill(Pid::from_raw(child.id() as i32), signal);
         }
     }
 
@@ -295,6 +302,11 @@ pub(crate) fn finish(
     roles.iter_mut().map(|role| collect(role, awaited)).collect()
 }
 
+/// Reaps roles whose output has ended, or whose end does not matter any more: it comes at once.
+pub(crate) fn reap_all(mut roles: Vec<Role>, awaited: &'static str) -> Result<(), RoleError> {
+    roles.iter_mut().try_for_each(|role| collect(role, awaited).map(drop))
+}
+
 /// The end of a role whose output is complete.
 fn collect(role: &mut Role, awaited: &'static str) -> Result<String, RoleError> {
     let status = role.reap()?;
@@ -338,6 +350,9 @@ fn tail(log: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::signal::kill;
+    use nix::unistd::Pid;
+
     use super::*;
 
     fn shell(script: &str, log: &Path) -> Role {

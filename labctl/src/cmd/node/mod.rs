@@ -14,6 +14,7 @@ use crate::failure::{Failure, Outcome};
 use crate::ui::Ui;
 
 mod agent;
+mod capture;
 mod fetch;
 mod serve;
 
@@ -30,6 +31,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Role {
     Agent(agent::Args),
+    Capture(capture::Args),
     Serve(serve::Args),
     Fetch(fetch::Args),
 }
@@ -38,6 +40,7 @@ impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
         match self.role {
             Role::Agent(args) => args.exec(ui),
+            Role::Capture(args) => args.exec(ui),
             Role::Serve(args) => args.exec(ui),
             Role::Fetch(args) => args.exec(ui),
         }

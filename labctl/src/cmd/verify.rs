@@ -1,0 +1,173 @@
+//! `labctl verify`: proves from packets how a lab behaves, and says so in the form that was asked for.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use labctl_model::Plan;
+use labctl_provider::{Lab, NetnsProvider};
+use labctl_verdict::{Report, SetupFailure, Verdict, report};
+
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome, did_you_mean};
+use crate::host::require_privileges;
+use crate::pick::find_up;
+use crate::run::{Interrupt, Prove, Proven, lock_failure};
+use crate::ui::Ui;
+
+/// Send real requests, capture on every host, judge the path of every packet.
+///
+/// Exits with 0 if every check passed, 1 if one failed, 6 if the evidence does not suffice. The evidence
+/// (flow.pcapng, results.json, junit.xml) stays in .labctl/LAB/run-NNNN/ under the current directory.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The lab; may be left out when one is up.
+    name: Option<String>,
+    /// How to print the verdict.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Write the verdict into this file instead of to stdout.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// TCP requests to send, whatever the lab file says.
+    #[arg(long, value_name = "N")]
+    requests: Option<u32>,
+    /// UDP datagrams to send, whatever the lab file says.
+    #[arg(long, value_name = "N")]
+    datagrams: Option<u32>,
+    /// Bytes of each response, whatever the lab file says.
+    #[arg(long, value_name = "N")]
+    bytes: Option<u32>,
+    /// Node to ask, whatever the lab file says.
+    #[arg(long, value_name = "NODE")]
+    via: Option<String>,
+    /// Print how long each step took.
+    #[arg(long)]
+    timings: bool,
+}
+
+/// Forms of the verdict.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: labctl.verify/v1.
+    Json,
+    /// For CI systems that read JUnit XML.
+    Junit,
+    /// Annotations of a GitHub workflow, and its summary page.
+    Github,
+}
+
+impl Args {
+    pub(crate) fn exec(self, ui: &Ui) -> Outcome {
+        let interrupt = Interrupt::take_over()?;
+        require_privileges("labctl verify")?;
+        let began = Instant::now();
+        let provider = NetnsProvider::new();
+        let lab = find_up(&provider, self.name.as_deref(), "verify")?;
+        let plan = self.plan(&lab)?;
+        // Two runs at once would see each other's packets, and `down` would pull the lab away.
+        let _lock = provider.lock(lab.name()).map_err(|error| lock_failure(&error))?;
+        let progress = ui.progress();
+        let run = Prove { lab: &lab, plan: &plan, interrupt: &interrupt, progress: &progress, ui };
+        let proven = run.run().inspect_err(|failure| {
+            // The failure is reported anyway; a CI system must find it in its own form too.
+            let _ = self.emit(ui, &self.set_up_failed(lab.name(), failure, began));
+        })?;
+        self.emit(ui, &self.render(&proven.report, ui))?;
+        self.conclude(&proven, ui)?;
+        if self.timings {
+            ui.say(&progress.timings());
+        }
+        Ok(match proven.report.verdict {
+            Verdict::Pass => Exit::Ok,
+            Verdict::Fail => Exit::CheckFailed,
+            Verdict::Inconclusive => Exit::Inconclusive,
+        })
+    }
+
+    /// The lab's plan with what the command line overrides.
+    fn plan(&self, lab: &Lab) -> Result<Plan, Failure> {
+        let mut plan = lab.plan().clone();
+        let traffic = &mut plan.traffic;
+        traffic.requests = self.requests.unwrap_or(traffic.requests);
+        traffic.datagrams = self.datagrams.unwrap_or(traffic.datagrams);
+        traffic.response_bytes = self.bytes.unwrap_or(traffic.response_bytes);
+        if let Some(via) = &self.via {
+            if plan.node(via).is_none() {
+                return Err(unknown_node(&plan, via));
+            }
+            plan.traffic.via.clone_from(via);
+        }
+        Ok(plan)
+    }
+
+    fn render(&self, verdict: &Report, ui: &Ui) -> String {
+        match self.format {
+            Format::Text => report::text::render(verdict, self.output.is_none() && ui.paint().is_on()),
+            Format::Json => report::json::render(verdict),
+            Format::Junit => report::junit::render(verdict),
+            Format::Github => report::github::commands(verdict),
+        }
+    }
+
+    /// The failure in the form that was asked for; nothing for people, who read it on stderr.
+    fn set_up_failed(&self, lab: &str, failure: &Failure, began: Instant) -> String {
+        let failure = SetupFailure {
+            lab: lab.to_owned(),
+            step: "verify".to_owned(),
+            error: failure.message().to_owned(),
+            duration_ms: began.elapsed().as_millis() as u64,
+        };
+        match self.format {
+            Format::Text | Format::Json => String::new(),
+            Format::Junit => report::junit::setup_failure(&failure),
+            Format::Github => report::github::setup_failure(&failure),
+        }
+    }
+
+    fn emit(&self, ui: &Ui, text: &str) -> Result<(), Failure> {
+        match &self.output {
+            _ if text.is_empty() => Ok(()),
+            None => ui.text(text),
+            Some(path) => std::fs::write(path, text).map_err(|error| {
+                let doing = format!("write the verdict to {}", path.display());
+                Failure::because(Exit::SetupFailed, doing, &error)
+            }),
+        }
+    }
+
+    /// Where the evidence is, and GitHub's summary page.
+    fn conclude(&self, proven: &Proven, ui: &Ui) -> Result<(), Failure> {
+        ui.say(&format!("evidence: {}/ (flow.pcapng, results.json, junit.xml)", proven.evidence.display()));
+        match (self.format, std::env::var_os("GITHUB_STEP_SUMMARY")) {
+            (Format::Github, Some(page)) => append(page.into(), &report::github::summary(&proven.report)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn append(path: PathBuf, text: &str) -> Result<(), Failure> {
+    let written = || -> io::Result<()> {
+        OpenOptions::new().append(true).create(true).open(&path)?.write_all(text.as_bytes())
+    };
+    written().map_err(|error| {
+        Failure::because(
+            Exit::SetupFailed,
+            format_args!("add to the summary page {}", path.display()),
+            &error,
+        )
+    })
+}
+
+fn unknown_node(plan: &Plan, typed: &str) -> Failure {
+    let names: Vec<&str> = plan.nodes.iter().map(|node| node.name.as_str()).collect();
+    let failure = Failure::new(Exit::Usage, format!("lab {} has no node \"{typed}\"", plan.lab));
+    failure.hint(
+        did_you_mean(typed, names.iter().copied()).unwrap_or_else(|| format!("nodes: {}", names.join(", "))),
+    )
+}

@@ -1,0 +1,223 @@
+//! One run of `verify`: captures, canaries, traffic, counters, judgement, evidence.
+//!
+//! Owns: the order, which is what makes the evidence worth something. Captures are ready before anything is
+//! sent; canaries go before and after the traffic, so each capture is proven live around it; captures stop
+//! last. Does not own: any check.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use labctl_model::Plan;
+use labctl_provider::Lab;
+use labctl_verdict::{Canaries as SentCanaries, Evidence, Report, annotate, judge, report};
+use labctl_wire::{CaptureFile, Exchange};
+
+use super::canary::Canaries;
+use super::captures::Captures;
+use super::interrupt::Interrupt;
+use super::run_dir::{EvidenceError, RunDir};
+use super::traffic::{Fetch, Questions};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::ui::{Progress, Ui};
+
+/// Drop counters of each node that tells, by reason.
+type Drops = BTreeMap<String, BTreeMap<String, u64>>;
+
+/// What `verify` works with.
+pub(crate) struct Prove<'a> {
+    /// The lab, up.
+    pub(crate) lab: &'a Lab,
+    /// Its plan with what the command line overrides of the traffic.
+    pub(crate) plan: &'a Plan,
+    /// Signals.
+    pub(crate) interrupt: &'a Interrupt,
+    /// Steps are shown here.
+    pub(crate) progress: &'a Progress,
+    /// Talk.
+    pub(crate) ui: &'a Ui,
+}
+
+/// A judged run and where its evidence lies.
+#[derive(Debug)]
+pub(crate) struct Proven {
+    /// The report.
+    pub(crate) report: Report,
+    /// The run's folder.
+    pub(crate) evidence: PathBuf,
+}
+
+/// What a run has gathered.
+struct Gathered {
+    capture: CaptureFile,
+    exchanges: Vec<Exchange>,
+    refusals: Vec<Exchange>,
+    drops: Drops,
+    canaries: SentCanaries,
+}
+
+impl Prove<'_> {
+    /// Runs it all. Without a result the run's folder is removed again.
+    ///
+    /// # Errors
+    /// [`Exit::Interrupted`] after a signal, else [`Exit::SetupFailed`] with what failed.
+    pub(crate) fn run(&self) -> Result<Proven, Failure> {
+        let began = Instant::now();
+        let dir = RunDir::create(self.lab.name()).map_err(|e| self.failure("keep evidence", &e))?;
+        let gathered = self.gather(&dir)?;
+        let step = self.progress.begin("verdict", "judging");
+        let evidence = self.evidence(gathered);
+        let judgement = judge(&evidence);
+        let comments = annotate::comments(&evidence, &judgement);
+        let millis = began.elapsed().as_millis() as u64;
+        let report = Report::new(self.plan, &dir.name(), millis, judgement);
+        self.keep(&dir, &evidence.capture, &comments, &report)
+            .map_err(|e| self.failure("keep evidence", &e))?;
+        step.done(&report.tally());
+        let evidence = dir.path().to_owned();
+        dir.keep();
+        Ok(Proven { report, evidence })
+    }
+
+    /// Everything up to the end of the captures.
+    fn gather(&self, dir: &RunDir) -> Result<Gathered, Failure> {
+        let questions = Questions::new(self.plan);
+        let step = self.progress.begin("captures", "waiting until each says ready");
+        let mut captures =
+            Captures::start(self.lab, dir).map_err(|e| self.failure("start the captures", &e))?;
+        // The client's process starts while captures get ready, and waits.
+        let fetch = Fetch::start(self.lab).map_err(|e| self.failure("start the client", &e))?;
+        let run = format!("{}-{}", dir.name(), std::process::id());
+        let mut canaries =
+            Canaries::open(self.lab, &run).map_err(|e| self.failure("prepare canaries", &e))?;
+        let points = captures.ready(self.interrupt).map_err(|e| self.failure("start the captures", &e))?;
+        self.canaries(&mut canaries)?;
+        step.done(&format!("{points} interfaces, canaries sent past all of them"));
+
+        let step = self.progress.begin("traffic", &questions.words());
+        let before = drops(self.lab);
+        let answers =
+            fetch.send(&questions.options, self.interrupt).map_err(|e| self.failure("send traffic", &e))?;
+        let after = drops(self.lab);
+        let (exchanges, refusals) = questions.split(answers);
+        step.done(&format!("{}, {} answered", questions.words(), answered(&exchanges)));
+
+        let step = self.progress.begin("stop", "waiting for the captures' last packets");
+        self.canaries(&mut canaries)?;
+        let files = captures.stop(self.interrupt).map_err(|e| self.failure("stop the captures", &e))?;
+        let capture = merge(&files).map_err(|e| self.failure("read the captures", &e))?;
+        step.done(&format!("{} packets captured", capture.packets.len()));
+        Ok(Gathered {
+            capture,
+            exchanges,
+            refusals,
+            drops: difference(&before, &after),
+            canaries: SentCanaries { run, rounds: canaries.rounds() },
+        })
+    }
+
+    fn canaries(&self, canaries: &mut Canaries) -> Result<(), Failure> {
+        let lost = canaries.round().map_err(|e| self.failure("send canaries", &e))?;
+        if !lost.is_empty() {
+            self.ui
+                .warn(&format!("a canary did not arrive: {}; checks may be inconclusive", lost.join(", ")));
+        }
+        Ok(())
+    }
+
+    fn evidence(&self, gathered: Gathered) -> Evidence {
+        let Gathered { capture, exchanges, refusals, drops, canaries } = gathered;
+        Evidence { refusals, drops, ..Evidence::new(self.plan.clone(), capture, exchanges, &canaries) }
+    }
+
+    fn keep(
+        &self,
+        dir: &RunDir,
+        capture: &CaptureFile,
+        comments: &BTreeMap<usize, String>,
+        verdict: &Report,
+    ) -> Result<(), EvidenceError> {
+        dir.write("flow.pcapng", |out| capture.write(out, comments).map_err(io::Error::other))?;
+        dir.write("results.json", |out| out.write_all(report::json::render(verdict).as_bytes()))?;
+        dir.write("junit.xml", |out| out.write_all(report::junit::render(verdict).as_bytes()))?;
+        Ok(())
+    }
+
+    /// A step's failure; after a signal it is the signal's doing.
+    fn failure(&self, doing: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
+        if self.interrupt.is_raised() {
+            Failure::interrupted()
+        } else {
+            Failure::because(Exit::SetupFailed, doing, error)
+        }
+    }
+}
+
+/// Reads the parts and removes them: the merged file has everything that is in them.
+fn merge(files: &[PathBuf]) -> Result<CaptureFile, MergeError> {
+    let read = |path: &PathBuf| {
+        let at = |source: Box<dyn std::error::Error + Send + Sync>| MergeError { path: path.clone(), source };
+        let file = File::open(path).map_err(|e| at(e.into()))?;
+        let capture = CaptureFile::read(BufReader::new(file)).map_err(|e| at(e.into()))?;
+        std::fs::remove_file(path).map_err(|e| at(e.into()))?;
+        Ok(capture)
+    };
+    Ok(CaptureFile::merge(files.iter().map(read).collect::<Result<Vec<_>, MergeError>>()?))
+}
+
+/// A part of the capture cannot be read back.
+#[derive(Debug, thiserror::Error)]
+#[error("read {}: {source}", path.display())]
+struct MergeError {
+    path: PathBuf,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Drop counters of every node whose pins can be read; the others did not tell, and the verdict knows.
+fn drops(lab: &Lab) -> Drops {
+    let of = |node: &labctl_provider::Host| {
+        let status = datapath_agent::status(&lab.bpf_dir(&node.name)).ok()?;
+        Some((node.name.clone(), status.drops))
+    };
+    lab.nodes().filter_map(of).collect()
+}
+
+/// What was dropped between two readings, of nodes that told both times.
+fn difference(before: &Drops, after: &Drops) -> Drops {
+    let node = |(name, counts): (&String, &BTreeMap<String, u64>)| {
+        let earlier = before.get(name)?;
+        let grown = |(reason, count): (&String, &u64)| {
+            let delta = count - earlier.get(reason).copied().unwrap_or(0).min(*count);
+            (delta > 0).then(|| (reason.clone(), delta))
+        };
+        Some((name.clone(), counts.iter().filter_map(grown).collect()))
+    };
+    after.iter().filter_map(node).collect()
+}
+
+fn answered(exchanges: &[Exchange]) -> usize {
+    exchanges.iter().filter(|exchange| exchange.outcome == labctl_wire::Outcome::Answered).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(entries: &[(&str, u64)]) -> BTreeMap<String, u64> {
+        entries.iter().map(|(reason, n)| ((*reason).to_owned(), *n)).collect()
+    }
+
+    #[test]
+    fn only_what_grew_counts_and_silent_nodes_stay_silent() {
+        let before = Drops::from([("worker".to_owned(), counts(&[("no-backend", 3)]))]);
+        let after = Drops::from([
+            ("worker".to_owned(), counts(&[("no-backend", 3), ("ttl-exceeded", 2)])),
+            ("worker2".to_owned(), counts(&[("no-backend", 1)])),
+        ]);
+        let expected = Drops::from([("worker".to_owned(), counts(&[("ttl-exceeded", 2)]))]);
+        assert_eq!(difference(&before, &after), expected);
+    }
+}

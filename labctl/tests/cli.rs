@@ -1,0 +1,341 @@
+//! The command line without root and without a lab: help, usage errors, exit codes, files.
+//!
+//! Commands that make labs are tested end to end in `tests/`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+/// A finished command.
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn new(output: Output) -> Self {
+        let text = |bytes| String::from_utf8(bytes).expect("labctl prints UTF-8");
+        let code = output.status.code().expect("labctl ends by itself");
+        Self { code, out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    #[track_caller]
+    fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "\nstdout:\n{}\nstderr:\n{}", self.out, self.err);
+        self
+    }
+}
+
+/// `labctl` in an empty folder, with nothing of the caller's terminal.
+fn labctl(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_labctl"));
+    command.current_dir(dir).env_remove("NO_COLOR").stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Ran {
+    let dir = tempfile::tempdir().unwrap();
+    run_in(dir.path(), args)
+}
+
+fn run_in(dir: &Path, args: &[&str]) -> Ran {
+    Ran::new(labctl(dir).args(args).output().unwrap())
+}
+
+/// As a user without any privilege, also when the tests run as root.
+fn run_unprivileged(args: &[&str]) -> Ran {
+    /// `nobody` on every Linux.
+    const NOBODY: u32 = 65534;
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(world_readable_binary());
+    command.args(args).current_dir(dir.path()).stdin(Stdio::null());
+    if nix::unistd::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    Ran::new(command.output().unwrap())
+}
+
+/// The build folder may lie below a home that nobody else may enter.
+fn world_readable_binary() -> &'static Path {
+    static BINARY: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = BINARY.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let path = dir.path().join("labctl");
+        fs::copy(env!("CARGO_BIN_EXE_labctl"), &path).unwrap();
+        (dir, path)
+    });
+    path
+}
+
+mod help {
+    use super::*;
+
+    #[test]
+    fn root() {
+        insta::assert_snapshot!(run(&["--help"]).expect(0).out);
+    }
+
+    /// One snapshot per command: the help text is a promise, so that a change of it is seen in review.
+    #[test]
+    fn commands() {
+        for command in [
+            "up",
+            "down",
+            "list",
+            "status",
+            "verify",
+            "doctor",
+            "validate",
+            "schema",
+            "gc",
+            "completions",
+            "man",
+        ] {
+            let ran = run(&[command, "--help"]).expect(0);
+            assert_eq!(ran.err, "");
+            insta::assert_snapshot!(format!("help_{command}"), ran.out);
+        }
+    }
+
+    #[test]
+    fn roles_are_hidden() {
+        assert!(!run(&["--help"]).out.contains("\n  node"));
+        run(&["node", "--help"]).expect(0);
+    }
+
+    #[test]
+    fn version_is_a_result() {
+        let ran = run(&["--version"]).expect(0);
+        assert_eq!(ran.out, format!("labctl {}\n", env!("CARGO_PKG_VERSION")));
+    }
+}
+
+mod usage {
+    use super::*;
+
+    #[test]
+    fn no_command_shows_the_help_as_an_error() {
+        let ran = run(&[]).expect(2);
+        assert_eq!(ran.out, "");
+        assert!(ran.err.contains("Usage: labctl"), "{}", ran.err);
+    }
+
+    #[test]
+    fn a_misspelt_command_is_corrected() {
+        let ran = run(&["verfy"]).expect(2);
+        assert!(ran.err.contains("'verify'"), "{}", ran.err);
+    }
+
+    #[test]
+    fn an_unknown_format_lists_the_known_ones() {
+        let ran = run(&["verify", "--format", "xml"]).expect(2);
+        assert!(ran.err.contains("text, json, junit, github"), "{}", ran.err);
+    }
+
+    #[test]
+    fn a_bad_lab_name_says_the_rule() {
+        let ran = run(&["up", "dsr", "--name", "My_Lab"]).expect(2);
+        assert!(ran.err.contains("1 to 20 of a-z, 0-9 and -"), "{}", ran.err);
+    }
+
+    #[test]
+    fn an_unknown_lab_is_corrected() {
+        let ran = run(&["up", "drs"]).expect(2);
+        assert_eq!(ran.err, "error: there is no lab \"drs\"\n  → did you mean \"dsr\"?\n");
+        assert_eq!(ran.out, "");
+    }
+
+    #[test]
+    fn a_lab_that_is_like_no_other_lists_them_all() {
+        let ran = run(&["up", "production"]).expect(2);
+        assert!(ran.err.contains("labs here: dsr, hybrid, local, snat"), "{}", ran.err);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let ran = run(&["up", "./lab.yaml"]).expect(2);
+        assert!(ran.err.contains("failed to read the lab file ./lab.yaml: No such file"), "{}", ran.err);
+    }
+
+    #[test]
+    fn a_lab_file_with_mistakes_is_shown_with_its_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = labctl_model::builtin_lab("dsr").unwrap().replace("mode: dsr", "mode: drs");
+        fs::write(dir.path().join("lab.yaml"), text).unwrap();
+        let ran = run_in(dir.path(), &["up", "./lab.yaml"]).expect(2);
+        assert!(ran.err.starts_with("error: failed to use lab file `./lab.yaml`: 1 error"), "{}", ran.err);
+        assert!(ran.err.contains("mode: drs"), "{}", ran.err);
+    }
+
+    #[test]
+    fn colours_come_only_when_asked_for() {
+        let plain = run(&["up", "drs"]);
+        assert!(!plain.err.contains('\x1b'));
+        let coloured = run(&["up", "drs", "--color", "always"]);
+        assert!(coloured.err.contains("\x1b[1;31merror"), "{}", coloured.err);
+    }
+}
+
+mod validate {
+    use super::*;
+
+    #[test]
+    fn the_built_in_labs_are_valid() {
+        let ran = run(&["validate"]).expect(0);
+        let labs: Vec<&str> = ran.out.lines().filter_map(|line| line.split(&[':', ' ']).nth(2)).collect();
+        assert_eq!(labs.len(), 4, "{}", ran.out);
+        assert_eq!(ran.err, "");
+    }
+
+    #[test]
+    fn files_in_the_labs_folder_come_before_the_built_in_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("labs")).unwrap();
+        let text = labctl_model::builtin_lab("dsr").unwrap();
+        fs::write(dir.path().join("labs/mine.yaml"), text).unwrap();
+        let ran = run_in(dir.path(), &["validate"]).expect(0);
+        assert!(ran.out.starts_with("ok labs/mine.yaml: lab dsr, mode dsr, 3 nodes"), "{}", ran.out);
+        assert_eq!(ran.out.lines().count(), 1);
+    }
+
+    #[test]
+    fn every_file_is_checked_and_one_mistake_decides() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = labctl_model::builtin_lab("dsr").unwrap();
+        fs::write(dir.path().join("good.yaml"), good).unwrap();
+        fs::write(dir.path().join("bad.yaml"), good.replace("nodePort: 32000", "nodePort: 99")).unwrap();
+        let args = ["validate", "bad.yaml", "good.yaml", "--format", "json"];
+        let report: serde_json::Value =
+            serde_json::from_str(&run_in(dir.path(), &args).expect(2).out).unwrap();
+        assert_eq!(report["schema"], "labctl.validate/v1");
+        assert_eq!(report["valid"], false);
+        assert_eq!(report["files"][0]["valid"], false);
+        assert!(report["files"][0]["errors"][0]["line"].as_u64().unwrap() > 1);
+        assert_eq!(report["files"][1]["lab"], "dsr");
+
+        let ran = run_in(dir.path(), &["validate", "bad.yaml", "--format", "github"]).expect(2);
+        assert!(ran.out.starts_with("::error file=bad.yaml,line="), "{}", ran.out);
+    }
+
+    #[test]
+    fn stdin_is_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lab.yaml");
+        fs::write(&path, labctl_model::builtin_lab("snat").unwrap()).unwrap();
+        let mut command = labctl(dir.path());
+        let output = command.args(["validate", "-"]).stdin(fs::File::open(&path).unwrap()).output().unwrap();
+        let ran = Ran::new(output).expect(0);
+        assert!(ran.out.starts_with("ok <stdin>: lab snat"), "{}", ran.out);
+    }
+}
+
+mod generated {
+    use super::*;
+
+    #[test]
+    fn the_schema_is_json() {
+        let schema: serde_json::Value = serde_json::from_str(&run(&["schema"]).expect(0).out).unwrap();
+        assert!(schema["properties"]["nodes"].is_object());
+    }
+
+    #[test]
+    fn completions_know_every_command() {
+        for (shell, marker) in
+            [("bash", "complete "), ("zsh", "#compdef labctl"), ("fish", "complete -c labctl")]
+        {
+            let script = run(&["completions", shell]).expect(0).out;
+            assert!(script.contains(marker), "{shell}");
+            assert!(script.contains("verify"), "{shell}");
+        }
+        run(&["completions", "tcsh"]).expect(2);
+    }
+
+    #[test]
+    fn the_manual_has_the_exit_codes() {
+        let page = run(&["man"]).expect(0).out;
+        assert!(page.contains(".SH \"EXIT STATUS\""));
+        assert!(page.contains("\\fB130\\fR\ninterrupted, and cleaned up"), "{page}");
+    }
+
+    #[test]
+    fn there_is_a_page_per_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let ran = run_in(dir.path(), &["man", "--dir", "pages"]).expect(0);
+        assert_eq!(ran.out, "");
+        let mut pages: Vec<String> = fs::read_dir(dir.path().join("pages"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        pages.sort();
+        assert!(pages.contains(&"labctl-verify.1".to_owned()), "{pages:?}");
+        assert!(!pages.contains(&"labctl-node.1".to_owned()), "{pages:?}");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_a_set_up_failure() {
+        let ran = run(&["man", "--dir", "/proc/pages"]).expect(5);
+        assert!(ran.err.contains("failed to write manual pages to /proc/pages"), "{}", ran.err);
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_is_no_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child =
+            labctl(dir.path()).arg("schema").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    }
+}
+
+mod unprivileged {
+    use super::*;
+
+    #[test]
+    fn doctor_says_that_root_is_missing() {
+        let ran = run_unprivileged(&["doctor", "--format", "json"]).expect(3);
+        let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        assert_eq!(report["schema"], "labctl.doctor/v1");
+        assert_eq!(report["ready"], false);
+        let root = &report["findings"][0];
+        assert_eq!((root["name"].as_str(), root["status"].as_str()), (Some("root"), Some("missing")));
+        assert_eq!(root["fix"], "sudo labctl doctor");
+        let findings = report["findings"].as_array().unwrap();
+        let untried = findings.iter().find(|f| f["name"] == "tc-program").unwrap();
+        assert_eq!(untried["status"], "unknown", "what needs root was not tried: {untried}");
+    }
+
+    #[test]
+    fn doctor_reads_as_text() {
+        let ran = run_unprivileged(&["doctor"]).expect(3);
+        assert!(ran.out.contains("✗ root"), "{}", ran.out);
+        assert!(ran.out.contains("not ready: root"), "{}", ran.out);
+    }
+
+    #[test]
+    fn commands_that_need_root_say_so_before_anything_else() {
+        for args in [&["up", "dsr"][..], &["down"], &["gc"], &["verify"], &["status"]] {
+            let ran = run_unprivileged(args).expect(3);
+            assert!(ran.err.contains("need root"), "{args:?}: {}", ran.err);
+            assert!(ran.err.contains("sudo labctl"), "{args:?}: {}", ran.err);
+            assert_eq!(ran.out, "", "{args:?}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_in_the_command_line_comes_before_privileges() {
+        run_unprivileged(&["up", "drs"]).expect(2);
+    }
+
+    #[test]
+    fn list_needs_no_root() {
+        run_unprivileged(&["list"]).expect(0);
+    }
+}
