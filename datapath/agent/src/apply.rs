@@ -302,17 +302,26 @@ fn classifier<'a>(
 
 /// Which program goes where. Replies are caught at the pods before requests are let in at the uplink, so
 /// no reply can leave unrewritten while a node comes up.
+///
+/// A hook that no packet of this state can need stays free: every TCX attachment waits for an RCU grace
+/// period under the rtnl lock (`tcx_entry_sync` in include/net/tcx.h), 16 ms on a kernel with HZ=250, one
+/// after the other for all nodes of the machine.
 fn points(state: &NodeState) -> Vec<(&'static str, Vec<Point<'_>>)> {
+    let own = || state.services.iter().flat_map(|s| &s.backends).filter(|b| b.node == state.node_address);
+    let serves = own().next().is_some();
+    let serves_itself = own().any(|b| b.address == b.node);
     let at_pods = |program, hook| {
         let points = state.pods.iter();
         (program, points.map(|pod| Point { program, interface: &pod.interface, hook }).collect())
     };
-    let at_uplink =
-        |program, hook| (program, vec![Point { program, interface: &state.uplink, hook }]);
-    vec![
-        at_pods("from_pod", TcAttachType::Ingress),
-        at_pods("to_pod", TcAttachType::Egress),
-        at_uplink("to_netdev", TcAttachType::Egress),
-        at_uplink("from_netdev", TcAttachType::Ingress),
-    ]
+    let at_uplink = |program, hook| (program, vec![Point { program, interface: &state.uplink, hook }]);
+    let mut points = vec![at_pods("from_pod", TcAttachType::Ingress)];
+    if serves_itself {
+        points.push(at_pods("to_pod", TcAttachType::Egress));
+    }
+    if serves || !state.pods.is_empty() || state.options.host_clients {
+        points.push(at_uplink("to_netdev", TcAttachType::Egress));
+    }
+    points.push(at_uplink("from_netdev", TcAttachType::Ingress));
+    points
 }

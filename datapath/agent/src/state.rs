@@ -118,6 +118,9 @@ pub struct DatapathOptions {
     pub flows: u32,
     /// Write ring buffer events.
     pub events: bool,
+    /// Processes of the node itself may ask ClusterIPs, through its default route.
+    #[serde(default)]
+    pub host_clients: bool,
     /// How to attach.
     #[serde(default)]
     pub attach: AttachMode,

@@ -68,6 +68,7 @@ fn options(plan: &Plan) -> DatapathOptions {
         snat_ports: (plan.datapath.snat_port_min, plan.datapath.snat_port_max),
         flows: plan.datapath.flows,
         events: plan.datapath.events,
+        host_clients: false,
         attach: attach_mode(),
         mutation: mutation(),
     }
