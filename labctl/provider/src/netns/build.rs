@@ -328,8 +328,14 @@ fn make_some(
     made
 }
 
+/// How long the bridge remembers where an address is, in hundredths of a second: a year.
+const BRIDGE_AGEING: u32 = 365 * 86_400 * 100;
+
 /// A bridge that forwards at once and sends nothing by itself. VLAN filtering is off from the start; asking for
 /// it is EOPNOTSUPP on kernels without CONFIG_BRIDGE_VLAN_FILTERING.
+///
+/// It never forgets an address: after five silent minutes it would flood the next frame to every port, and the
+/// client's link would carry a pod's address.
 fn create_bridge(bridge: &HostInterface) -> Request {
     let link = LinkBridge::new(&bridge.name)
         .index(bridge.index)
@@ -338,6 +344,7 @@ fn create_bridge(bridge: &HostInterface) -> Request {
         .stp_state(BridgeStpState::Disabled)
         .forward_delay(0)
         .mcast_snooping(false)
+        .ageing_time(BRIDGE_AGEING)
         .up()
         .build();
     Request::new_link("create bridge", &bridge.name, link)

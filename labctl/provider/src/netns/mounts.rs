@@ -3,13 +3,17 @@
 //! Owns: `/proc/self/mountinfo`, mounting and unmounting below a lab's folder. Does not own: namespace names.
 
 use std::ffi::{CString, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// Major and minor number.
+pub(super) type Device = (u32, u32);
 
 /// Every mount point of this mount namespace, in the order of mounting.
 fn mount_points() -> io::Result<Vec<PathBuf>> {
@@ -21,6 +25,23 @@ fn mount_points() -> io::Result<Vec<PathBuf>> {
 fn mount_point(line: &[u8]) -> Option<PathBuf> {
     let field = line.split(|b| *b == b' ').nth(4)?;
     Some(PathBuf::from(OsString::from_vec(unescape(field))))
+}
+
+/// Device of the file system that a file is on, as `/proc/locks` names it. `stat` tells another one where a file
+/// system has subvolumes.
+pub(super) fn device_of(file: &File) -> io::Result<Device> {
+    let open = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    let mount = open.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let device = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        (fields.next() == mount).then(|| fields.nth(1))?
+    });
+    let (major, minor) = device.and_then(|d| d.split_once(':')).unwrap_or_default();
+    match (major.parse(), minor.parse()) {
+        (Ok(major), Ok(minor)) => Ok((major, minor)),
+        _ => Err(io::Error::other("the file's mount is not listed")),
+    }
 }
 
 /// Undoes the kernel's octal escapes of space, tab, newline and backslash.

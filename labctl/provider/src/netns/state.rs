@@ -2,9 +2,9 @@
 //!
 //! Owns: the file's format and phases, the lock, finding labs. Does not own: what the names in it stand for.
 //!
-//! The file is written twice, each time by rename: before anything is made, with phase `creating` and the
-//! names of all namespaces, and with phase `ready` at the end. A kill at any moment so leaves the list
-//! of what may exist. The lock is on the folder itself, so it needs no file and ends with its process.
+//! The file is written three times, each time by rename: before anything is made, with phase `creating` and the
+//! names of all namespaces, with phase `ready` when all is made, and with phase `removing` when `down` begins. A
+//! kill at any moment so leaves the list of what may exist, and never a half lab that looks whole. The lock is on the folder itself, so it needs no file and ends with its process.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::host_lock::{HostLock, names_in};
+use super::mounts::{self, Device};
 use super::topology::Topology;
 use crate::host::{Host, HostKind};
 use crate::lab::{Lab, LabEntry, LabState};
@@ -97,8 +98,12 @@ fn holder(pid: Option<u32>) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Phase {
+    /// `up` has begun.
     Creating,
+    /// `up` has ended well.
     Ready,
+    /// `down` has begun.
+    Removing,
 }
 
 /// The state file. Readers that only remove a lab need no more than the first fields: see [`Names`].
@@ -193,17 +198,22 @@ fn is_name(lab: &str) -> bool {
 /// Who holds the lock of a folder: `None` if nobody does, `Some(None)` if the kernel does not say who.
 /// Reading the kernel's table, unlike trying the lock, never disturbs anybody.
 fn lock_holder(dir: &Path) -> Option<Option<u32>> {
-    let inode = fs::metadata(dir).ok()?.ino();
+    let folder = File::open(dir).ok()?;
+    let (device, inode) = (mounts::device_of(&folder).ok()?, folder.metadata().ok()?.ino());
     let table = fs::read_to_string("/proc/locks").ok()?;
-    table.lines().find_map(|line| locked_by(line, inode))
+    table.lines().find_map(|line| locked_by(line, device, inode))
 }
 
-/// `1: FLOCK  ADVISORY  WRITE 4242 fe:00:131 0 EOF` (proc_locks(5)); waiters have `->` after the number. The
-/// device is left out: file systems with subvolumes report another one there than `stat` does.
-fn locked_by(line: &str, inode: u64) -> Option<Option<u32>> {
+/// `1: FLOCK  ADVISORY  WRITE 4242 fe:00:131 0 EOF` (proc_locks(5)): the device in hexadecimal, the inode in
+/// decimal digits; waiters have `->` after the number.
+fn locked_by(line: &str, device: Device, inode: u64) -> Option<Option<u32>> {
     let fields: Vec<_> = line.split_whitespace().collect();
     let [_, "FLOCK", _, "WRITE", pid, place, ..] = fields[..] else { return None };
-    (place.rsplit(':').next()?.parse() == Ok(inode)).then(|| pid.parse().ok().filter(|pid| *pid > 0))
+    let (place, number) = place.rsplit_once(':')?;
+    let (major, minor) = place.split_once(':')?;
+    let hex = |digits| u32::from_str_radix(digits, 16).ok();
+    let found = (hex(major)?, hex(minor)?) == device && number.parse() == Ok(inode);
+    found.then(|| pid.parse().ok().filter(|pid| *pid > 0))
 }
 
 /// The folder as an absolute path with symbolic links resolved as far as it exists: marks compare it.
@@ -246,6 +256,14 @@ pub(super) fn write_ready(lock: &LabLock, plan: &Plan, hosts: Vec<Host>) -> io::
         created,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
+}
+
+/// Ends the lab's being found as complete, so that a kill in the middle of `down` leaves no lab that looks
+/// whole. A full disk must not keep a lab up: then the missing namespaces tell.
+pub(super) fn write_removing(lock: &LabLock) {
+    if let Ok(Some(lab)) = read(lock.dir()) {
+        let _ = write(lock, &lab.plan, &lab.hosts, Phase::Removing, lab.created);
+    }
 }
 
 fn write(lock: &LabLock, plan: &Plan, hosts: &[Host], phase: Phase, created: u64) -> io::Result<()> {
@@ -335,7 +353,7 @@ fn parse(bytes: &[u8], dir: &Path) -> Result<Option<Lab>, String> {
         other => return Err(format!("its schema is {}, not {SCHEMA}", other.unwrap_or("missing"))),
     }
     let names = Names::deserialize(&value).map_err(|e| e.to_string())?;
-    if names.phase == Phase::Creating {
+    if names.phase != Phase::Ready {
         return Ok(None);
     }
     let Stored { version, created, plan, hosts } =
@@ -354,13 +372,14 @@ mod tests {
 
     #[test]
     fn lock_table_lines_are_read() {
-        let line = "3: FLOCK  ADVISORY  WRITE 4242 fe:00:131 0 EOF";
-        assert_eq!(locked_by(line, 131), Some(Some(4242)));
-        assert_eq!(locked_by(line, 132), None);
-        assert_eq!(locked_by("3: -> FLOCK  ADVISORY  WRITE 4242 fe:00:131 0 EOF", 131), None);
-        assert_eq!(locked_by("1: POSIX  ADVISORY  WRITE 4242 fe:00:131 0 EOF", 131), None);
+        let (line, device) = ("3: FLOCK  ADVISORY  WRITE 4242 fe:10:131 0 EOF", (254, 16));
+        assert_eq!(locked_by(line, device, 131), Some(Some(4242)));
+        assert_eq!(locked_by(line, device, 132), None);
+        assert_eq!(locked_by(line, (0, 16), 131), None, "another file system has that inode too");
+        assert_eq!(locked_by("3: -> FLOCK  ADVISORY  WRITE 4242 fe:10:131 0 EOF", device, 131), None);
+        assert_eq!(locked_by("1: POSIX  ADVISORY  WRITE 4242 fe:10:131 0 EOF", device, 131), None);
         // A holder in another process namespace has no number here.
-        assert_eq!(locked_by("3: FLOCK  ADVISORY  WRITE 0 fe:00:131 0 EOF", 131), Some(None));
+        assert_eq!(locked_by("3: FLOCK  ADVISORY  WRITE 0 fe:10:131 0 EOF", device, 131), Some(None));
     }
 
     #[test]

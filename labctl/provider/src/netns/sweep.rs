@@ -77,6 +77,7 @@ pub(super) fn down(
     on_step: &mut dyn FnMut(StepEvent),
 ) -> Result<DownReport, DownError> {
     let known = names_in(lock.dir()).is_ok_and(|files| !files.is_empty());
+    state::write_removing(&lock);
     let report = sweep(run_dir, &lock, on_step)?;
     if !known && report.namespaces.is_empty() && report.processes.is_empty() {
         return Err(DownError::NotUp { lab: report.lab });
@@ -159,7 +160,7 @@ fn owned(run_dir: &Path, lock: &LabLock) -> io::Result<Vec<Owned>> {
     for ((name, file), holding) in files.into_iter().zip(holdings) {
         let ours = match holding? {
             Holding::Marked(mark) => mark.is_of(run_dir, lock.lab()),
-            Holding::Unmarked => is_listed(&name) && is_ready(listed.as_ref()),
+            Holding::Unmarked => is_listed(&name) && was_whole(listed.as_ref()),
             Holding::Nothing if is_listed(&name) => {
                 owned.push(Owned { name, id: None });
                 continue;
@@ -173,8 +174,9 @@ fn owned(run_dir: &Path, lock: &LabLock) -> io::Result<Vec<Owned>> {
     Ok(owned)
 }
 
-fn is_ready(names: Option<&Names>) -> bool {
-    names.is_some_and(|n| n.phase == Phase::Ready)
+/// Whether each listed name was ours once; before that, it may be of somebody who came first.
+fn was_whole(names: Option<&Names>) -> bool {
+    names.is_some_and(|n| n.phase != Phase::Creating)
 }
 
 fn end_processes(

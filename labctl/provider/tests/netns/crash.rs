@@ -3,7 +3,7 @@
 use std::env;
 use std::io::{BufRead, BufReader, Write, stdout};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use labctl_provider::{Cancel, StepEvent};
 
@@ -57,22 +57,28 @@ fn sigkill_then_gc() {
         let provider = provider();
         let before = machine();
         let mut kills = 0;
+        let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64 | 1);
+        report(&format!("seed {seed}"));
+        let mut random = seed;
         for round in 0u64.. {
-            // Each event, and a moment after it that differs each time.
-            let later = Duration::from_micros(round * 7919 % 900);
+            // Each event, and a random moment after it (xorshift64, Marsaglia 2003).
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let later = Duration::from_micros(random % 2000);
             if !kill_after(round as usize + 1, later) {
                 break;
             }
             kills += 1;
             let report = provider.gc().expect("the machine can be searched");
             for sweep in &report.swept {
-                assert!(sweep.outcome.is_ok(), "round {round}: {sweep:?}");
+                assert!(sweep.outcome.is_ok(), "round {round} of seed {seed}: {sweep:?}");
             }
             if report.kept == ["dsr"] {
                 assert_eq!(provider.find("dsr").expect("it is whole").map(|l| l.check()), Some(vec![]));
                 down(&provider, "dsr");
             }
-            assert_eq!(machine(), before, "round {round}");
+            assert_eq!(machine(), before, "round {round} of seed {seed}");
         }
         report(&format!("{kills} kills"));
         assert!(kills > 40, "only {kills} kills");

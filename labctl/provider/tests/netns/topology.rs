@@ -121,7 +121,11 @@ fn settings_of_each_host() {
         // A command and a role run inside; the caller stays outside.
         let output =
             lab.client().command("ip").args(["-o", "link", "show", "eth0"]).output().expect("ip runs");
-        assert!(output.status.success());
+        let mac = lab.client().uplink().expect("it has one").mac.to_string();
+        assert!(String::from_utf8_lossy(&output.stdout).contains(&mac), "{output:?}");
+        assert_eq!(run("ip", &["-o", "link"]).lines().count(), 1, "only loopback outside");
+        let role = lab.client().role("serve");
+        assert!(role.get_args().eq(["node", "serve", "--lab", "dsr"]), "{role:?}");
         down(&provider, "dsr");
         assert_eq!(machine(), before);
     });
