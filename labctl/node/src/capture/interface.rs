@@ -5,7 +5,7 @@
 use std::io;
 
 use labctl_wire::packet::Mac;
-use nix::net::if_::{if_nameindex, if_nametoindex};
+use nix::net::if_::{if_indextoname, if_nameindex, if_nametoindex};
 
 use super::CaptureError;
 
@@ -36,7 +36,7 @@ impl Interface {
         Ok(Self { name: name.to_owned(), index, up, link_type: hardware.sa_family, mac: Mac(mac) })
     }
 
-    /// The kernel shows every frame of the loopback interface twice, as sent and as received.
+    /// Whether frames come back in as they go out.
     pub(super) fn is_loopback(&self) -> bool {
         self.link_type == libc::ARPHRD_LOOPBACK
     }
@@ -45,10 +45,27 @@ impl Interface {
         self.link_type == libc::ARPHRD_ETHER || self.is_loopback()
     }
 
-    /// Whether it still exists, perhaps under another name.
-    pub(super) fn exists(&self) -> bool {
-        nix::net::if_::if_indextoname(self.index).is_ok()
+    /// How it is now, perhaps under another name.
+    pub(super) fn state(&self) -> State {
+        // nix 0.31 takes the C function's null pointer for success and returns an empty name.
+        let name = if_indextoname(self.index).unwrap_or_default();
+        if name.is_empty() {
+            return State::Gone;
+        }
+        match Self::read(&name.to_string_lossy()) {
+            Ok(now) if now.index == self.index && now.up => State::Up,
+            // Down, or renamed or deleted between the two questions: the next look tells.
+            _ => State::Down,
+        }
     }
+}
+
+/// Whether an interface passes frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Up,
+    Down,
+    Gone,
 }
 
 /// The interfaces to capture on, and the names of those that `all` leaves out.

@@ -31,8 +31,8 @@ use std::os::fd::AsFd;
 use thiserror::Error;
 
 use crate::filter::{self, FilterError};
-use interface::{Interface, Selection};
-use ring::{BLOCK, RETIRE_MS, Ring, Shape};
+use interface::{Interface, Selection, State};
+use ring::{RETIRE_MS, Ring, Shape};
 
 pub use record::Recorder;
 pub use stop::{Stop, StopHandle, StopReason};
@@ -43,13 +43,21 @@ pub const DEFAULT_SNAPLEN: u32 = 262_144;
 const RINGS: usize = 32 << 20;
 /// Largest and smallest ring, bytes.
 const RING_MAX: usize = 16 << 20;
-const RING_MIN: usize = 3 * BLOCK;
+const RING_MIN: usize = 3 * BLOCK_MIN;
+/// Largest and smallest block, bytes: the largest can be filled to seven parts in eight with 64 KiB packets,
+/// the smallest holds one of them.
+const BLOCK_MAX: usize = 512 * 1024;
+const BLOCK_MIN: usize = 128 * 1024;
+/// Blocks that a ring has if it can.
+const BLOCKS: usize = 32;
 /// Interfaces that one process captures on at most, so that the smallest rings stay below 64 MiB.
 const INTERFACES: usize = 128;
 /// How long a stopped capture still takes packets that were already under way.
 const LINGER: Duration = Duration::from_millis(5);
 /// Deadline for reading out the rings after that; normally one block's time is enough.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How often an interface that went down is looked for.
+const LOOK: Duration = Duration::from_millis(50);
 /// Packets read between two looks at the reasons to stop.
 const ROUND: usize = 4096;
 /// The kernel's 32-bit counters are read at least once in so many packets.
@@ -258,7 +266,7 @@ struct Point {
     ring: Ring,
     captured: u64,
     interrupted: bool,
-    gone: bool,
+    state: State,
 }
 
 /// A capture that takes packets since it was opened.
@@ -287,8 +295,11 @@ impl Capture {
         if chosen.len() > INTERFACES {
             return Err(CaptureError::TooMany(chosen.len()));
         }
+        let size = (RINGS / chosen.len()).clamp(RING_MIN, RING_MAX);
+        let block = (size / BLOCKS).next_power_of_two().clamp(BLOCK_MIN, BLOCK_MAX);
         let shape = Shape {
-            blocks: (RINGS / chosen.len()).clamp(RING_MIN, RING_MAX) / BLOCK,
+            block,
+            blocks: size / block,
             snaplen: options.snaplen as usize,
             promiscuous: options.promiscuous,
         };
@@ -299,7 +310,7 @@ impl Capture {
                 kind: options.kind,
                 interface: interface.name.clone(),
             };
-            Ok(Point { point, interface, ring, captured: 0, interrupted: false, gone: false })
+            Ok(Point { point, interface, ring, captured: 0, interrupted: false, state: State::Up })
         };
         let points = chosen.into_iter().map(open).collect::<Result<Vec<_>, CaptureError>>()?;
         Ok(Self {
@@ -361,11 +372,11 @@ impl Capture {
                 ControlFlow::Continue(ROUND) => continue,
                 ControlFlow::Continue(_) => {}
             }
-            if self.points.iter().all(|p| p.gone) {
+            if self.points.iter().all(|p| p.state == State::Gone) {
                 return Ok(StopReason::InterfacesGone);
             }
             self.wait(Some(stop), self.deadline)?;
-            self.note_errors();
+            self.note_states();
         }
     }
 
@@ -430,22 +441,16 @@ impl Capture {
     /// Gives one packet to the sink and steps over it.
     fn give(&mut self, index: usize, header: &ring::Header, sink: &mut dyn Sink) -> io::Result<()> {
         let point = &mut self.points[index];
-        // Every frame of the loopback interface is there twice; one of them is enough.
-        let twin = point.interface.is_loopback() && header.direction == Direction::Out;
-        let given = if twin {
-            Ok(())
-        } else {
-            point.captured += 1;
-            self.taken += 1;
-            sink.packet(&CapturedPacket {
-                point: index,
-                ts_ns: header.ts_ns,
-                original_len: header.original_len,
-                data: point.ring.frame(header),
-                direction: header.direction,
-                checksum_pending: header.checksum_pending,
-            })
-        };
+        point.captured += 1;
+        self.taken += 1;
+        let given = sink.packet(&CapturedPacket {
+            point: index,
+            ts_ns: header.ts_ns,
+            original_len: header.original_len,
+            data: point.ring.frame(header),
+            direction: header.direction,
+            checksum_pending: header.checksum_pending,
+        });
         point.ring.advance();
         given
     }
@@ -461,6 +466,9 @@ impl Capture {
 
     /// Waits until a ring has something, there may be a reason to stop, or `until`.
     fn wait(&self, stop: Option<&Stop>, until: Option<Instant>) -> Result<(), CaptureError> {
+        // The kernel reports that an interface goes down, but not that it then goes away.
+        let look = self.points.iter().any(|p| p.state == State::Down).then(|| Instant::now() + LOOK);
+        let until = until.into_iter().chain(look).min();
         let timeout = match until.map(|t| t.saturating_duration_since(Instant::now())) {
             None => PollTimeout::NONE,
             // Rounded up, or the last part of a millisecond would be spent without waiting.
@@ -468,7 +476,7 @@ impl Capture {
                 PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
             }
         };
-        let rings = self.points.iter().filter(|p| !p.gone).map(|p| p.ring.as_fd());
+        let rings = self.points.iter().filter(|p| p.state != State::Gone).map(|p| p.ring.as_fd());
         let mut ready: Vec<PollFd<'_>> = rings
             .chain(stop.map(Stop::descriptors).unwrap_or_default())
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
@@ -480,11 +488,12 @@ impl Capture {
     }
 
     /// Notes interfaces that went down or away; the socket of one that comes up again goes on by itself.
-    fn note_errors(&mut self) {
-        for point in self.points.iter_mut().filter(|p| !p.gone) {
-            if point.ring.take_error().is_some() {
-                point.interrupted = true;
-                point.gone = !point.interface.exists();
+    fn note_states(&mut self) {
+        for point in self.points.iter_mut().filter(|p| p.state != State::Gone) {
+            let reported = point.ring.take_error().is_some();
+            point.interrupted |= reported;
+            if reported || point.state == State::Down {
+                point.state = point.interface.state();
             }
         }
     }

@@ -21,8 +21,6 @@ use labctl_wire::Direction;
 use super::interface::Interface;
 use crate::filter::{Instruction, Program};
 
-/// Bytes of a block: holds a 64 KiB segmentation-offload packet and its header.
-pub(super) const BLOCK: usize = 128 * 1024;
 /// The kernel hands over a block that is not full after this long.
 pub(super) const RETIRE_MS: u32 = 4;
 /// Only a unit of accounting in TPACKET_V3; any divisor of the block above the header does.
@@ -77,7 +75,10 @@ struct Cursor {
 /// How a ring is made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
-    /// Blocks of [`BLOCK`] bytes.
+    /// Bytes of a block: a power of two of at least 128 KiB, so that it holds a 64 KiB segmentation-offload
+    /// packet and its header.
+    pub(super) block: usize,
+    /// How many of them.
     pub(super) blocks: usize,
     /// Bytes kept of a frame; the filter cuts there, too.
     pub(super) snaplen: usize,
@@ -90,6 +91,8 @@ pub(super) struct Shape {
 pub(super) struct Ring {
     socket: OwnedFd,
     memory: Memory,
+    /// Bytes of a block, and how many there are.
+    block: usize,
     blocks: usize,
     /// Block to read next.
     next: usize,
@@ -107,7 +110,7 @@ impl Ring {
     pub(super) fn open(
         interface: &Interface,
         program: &Program,
-        Shape { blocks, snaplen, promiscuous }: Shape,
+        Shape { block, blocks, snaplen, promiscuous }: Shape,
     ) -> Result<Self, Refused> {
         let socket = socket()?;
         set_option(
@@ -118,16 +121,20 @@ impl Ring {
         )?;
         attach(&socket, program.instructions())?;
         let request = libc::tpacket_req3 {
-            tp_block_size: BLOCK as libc::c_uint,
+            tp_block_size: block as libc::c_uint,
             tp_block_nr: blocks as libc::c_uint,
             tp_frame_size: FRAME as libc::c_uint,
-            tp_frame_nr: (BLOCK / FRAME * blocks) as libc::c_uint,
+            tp_frame_nr: (block / FRAME * blocks) as libc::c_uint,
             tp_retire_blk_tov: RETIRE_MS,
             tp_sizeof_priv: 0,
             tp_feature_req_word: 0,
         };
         set_option(&socket, libc::PACKET_RX_RING, &request, "set up the packet ring")?;
-        let memory = Memory::map(&socket, BLOCK * blocks)?;
+        let memory = Memory::map(&socket, block * blocks)?;
+        if interface.is_loopback() {
+            // Every frame passes the loopback interface twice, as sent and as received: one is enough.
+            set_option(&socket, libc::PACKET_IGNORE_OUTGOING, &(1 as libc::c_int), "ignore sent frames")?;
+        }
         if promiscuous {
             let membership = libc::packet_mreq {
                 mr_ifindex: interface.index as libc::c_int,
@@ -141,6 +148,7 @@ impl Ring {
         Ok(Self {
             socket,
             memory,
+            block,
             blocks,
             next: 0,
             cursor: None,
@@ -243,7 +251,7 @@ impl Ring {
 
     /// A block that the kernel has handed over.
     fn take_block(&mut self) -> Option<Cursor> {
-        let start = self.next * BLOCK;
+        let start = self.next * self.block;
         if self.status(start).load(Ordering::Acquire) & libc::TP_STATUS_USER == 0 {
             return None;
         }
@@ -256,7 +264,7 @@ impl Ring {
     /// Gives the block that was read back to the kernel.
     fn hand_back(&mut self) {
         self.cursor = None;
-        self.status(self.next * BLOCK).store(libc::TP_STATUS_KERNEL, Ordering::Release);
+        self.status(self.next * self.block).store(libc::TP_STATUS_KERNEL, Ordering::Release);
         self.next = (self.next + 1) % self.blocks;
     }
 
@@ -278,7 +286,7 @@ impl Ring {
             (if known { tpid } else { libc::ETH_P_8021Q as u16 }, tci)
         });
         let kind = self.memory.u8(at + LINK_ADDRESS + offset_of!(libc::sockaddr_ll, sll_pkttype));
-        let outgoing = kind == libc::PACKET_OUTGOING as u8;
+        let outgoing = kind == libc::PACKET_OUTGOING;
         let added = if tag.is_some() { TAG as u32 } else { 0 };
         Header {
             ts_ns: u64::from(seconds) * 1_000_000_000 + u64::from(nanos),
@@ -304,6 +312,9 @@ struct Memory {
     start: NonNull<u8>,
     len: usize,
 }
+
+// SAFETY: the mapping belongs to the process and not to a thread, and `Memory` is its only owner.
+unsafe impl Send for Memory {}
 
 impl Memory {
     fn map(socket: &OwnedFd, len: usize) -> Result<Self, Refused> {
