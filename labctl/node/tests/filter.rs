@@ -285,7 +285,7 @@ const TERMS: &[&str] = &[
     "vlan and vlan",
     "vlan 5 and vlan 7 and host 172.18.0.1",
     "vlan 5 or tcp",
-    "not vlan and udp",
+    "udp and not vlan",
     "vlan and ether host 2:0:0:0:0:1",
     "vlan and icmp[0] = 8",
 ];

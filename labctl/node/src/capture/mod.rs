@@ -41,8 +41,11 @@ pub use stop::{Stop, StopHandle, StopReason};
 pub const DEFAULT_SNAPLEN: u32 = 262_144;
 /// Memory for all rings together, bytes; more only if the smallest rings need it.
 const RINGS: usize = 32 << 20;
-/// Largest and smallest ring, bytes.
+/// Largest and smallest ring, bytes. A capture that keeps little of each packet needs less.
 const RING_MAX: usize = 16 << 20;
+const RING_SHORT: usize = 4 << 20;
+/// Packets cut at this length or earlier are short, bytes.
+const SHORT: u32 = 512;
 const RING_MIN: usize = 3 * BLOCK_MIN;
 /// Largest and smallest block, bytes: the largest can be filled to seven parts in eight with 64 KiB packets,
 /// the smallest holds one of them.
@@ -295,7 +298,8 @@ impl Capture {
         if chosen.len() > INTERFACES {
             return Err(CaptureError::TooMany(chosen.len()));
         }
-        let size = (RINGS / chosen.len()).clamp(RING_MIN, RING_MAX);
+        let most = if options.snaplen <= SHORT { RING_SHORT } else { RING_MAX };
+        let size = (RINGS / chosen.len()).clamp(RING_MIN, most);
         let block = (size / BLOCKS).next_power_of_two().clamp(BLOCK_MIN, BLOCK_MAX);
         let shape = Shape {
             block,
@@ -312,7 +316,7 @@ impl Capture {
             };
             Ok(Point { point, interface, ring, captured: 0, interrupted: false, state: State::Up })
         };
-        let points = chosen.into_iter().map(open).collect::<Result<Vec<_>, CaptureError>>()?;
+        let points = at_once(chosen, open).into_iter().collect::<Result<Vec<_>, CaptureError>>()?;
         Ok(Self {
             points,
             skipped,
@@ -515,6 +519,26 @@ impl Capture {
         let points = self.points.iter_mut().map(summarise).collect::<Result<Vec<_>, CaptureError>>()?;
         Ok(CaptureSummary { stopped_by, points })
     }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        at_once(std::mem::take(&mut self.points), drop);
+    }
+}
+
+/// Calls `each` for every item, all at the same time, and returns the results in order. Making and closing a
+/// ring takes 6 to 17 ms of waiting inside the kernel (`synchronize_net`), whatever its size.
+fn at_once<T: Send, R: Send>(items: Vec<T>, each: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let each = &each;
+    std::thread::scope(|scope| {
+        let mut items = items.into_iter();
+        let last = items.next_back();
+        let others: Vec<_> = items.map(|item| scope.spawn(move || each(item))).collect();
+        let last = last.map(each);
+        let others = others.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        others.chain(last).collect()
+    })
 }
 
 /// The role: captures into the options' pcapng file until SIGTERM, SIGINT, or what else the options name.
