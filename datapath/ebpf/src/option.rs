@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use datapath_types::{
     Counter, DropReason, Mutation, SettingsFlags, SocketKey, checksum,
-    option::{self, DecodeError, DsrFrontend, WireOrder},
+    option::{self, DsrFrontend, WireOrder},
 };
 
 use crate::{
@@ -45,8 +45,7 @@ pub(crate) fn insert(ctx: &mut TcContext, packet: &mut Packet, vip: u32, vport: 
 /// [`DropReason::RewriteFailed`] if the kernel refuses.
 #[inline(always)]
 pub(crate) fn strip(ctx: &mut TcContext, packet: &mut Packet) -> Step<()> {
-    let old: [u8; option::LEN] =
-        read(ctx, ETH_LEN + IPV4_MIN).ok_or(DropReason::RewriteFailed)?;
+    let old: [u8; option::LEN] = read(ctx, ETH_LEN + IPV4_MIN).ok_or(DropReason::RewriteFailed)?;
     resize(ctx, packet, -(option::LEN as i32), old)
 }
 
@@ -58,8 +57,7 @@ fn resize(ctx: &mut TcContext, packet: &mut Packet, diff: i32, bytes: [u8; optio
     // (net/core/filter.c, bpf_skb_net_grow).
     ctx.adjust_room(diff, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO as u64)
         .map_err(|_| DropReason::RewriteFailed)?;
-    let header: *mut [u8; IPV4_MIN + option::LEN] =
-        at(ctx, ETH_LEN).ok_or(DropReason::RewriteFailed)?;
+    let header: *mut [u8; IPV4_MIN + option::LEN] = at(ctx, ETH_LEN).ok_or(DropReason::RewriteFailed)?;
     let base = header.cast::<u8>();
     let tot_len = (packet.tot_len as i32 + diff) as u16;
     let ihl = (packet.ihl as i32 + diff) as u8;
@@ -95,16 +93,15 @@ fn resize(ctx: &mut TcContext, packet: &mut Packet, diff: i32, bytes: [u8; optio
 /// believing it would let anyone make a pod answer with any address.
 #[inline(always)]
 pub(crate) fn find(ctx: &TcContext, packet: &Packet) -> Step<Option<DsrFrontend>> {
-    if (packet.ihl as usize) < IPV4_MIN + option::LEN {
+    let ihl = packet.ihl as usize;
+    if ihl == IPV4_MIN || read(ctx, ETH_LEN + IPV4_MIN) != Some(option::TYPE) {
         return Ok(None);
     }
-    let bytes: [u8; option::LEN] =
-        read(ctx, ETH_LEN + IPV4_MIN).ok_or(DropReason::BadOption)?;
-    let (network, cilium) = match option::decode(bytes) {
-        Ok(readings) => readings,
-        Err(DecodeError::NotDsr) => return Ok(None),
-        Err(DecodeError::BadLength) => return Err(DropReason::BadOption.into()),
-    };
+    if ihl < IPV4_MIN + option::LEN {
+        return Err(DropReason::BadOption.into());
+    }
+    let bytes: [u8; option::LEN] = read(ctx, ETH_LEN + IPV4_MIN).ok_or(DropReason::BadOption)?;
+    let (network, cilium) = option::decode(bytes).map_err(|_| DropReason::BadOption)?;
     if is_frontend(network, packet.proto) {
         count(Counter::OptionNetwork);
         return Ok(Some(network));
