@@ -20,6 +20,8 @@ use crate::{
 
 /// Bytes of the ICMP header in front of the quote.
 const ICMP_LEN: usize = 8;
+/// Bytes of the ports at the start of a TCP or UDP header.
+const PORTS_LEN: usize = 4;
 /// Offset of the checksum in the ICMP header.
 const ICMP_CHECK: usize = 2;
 
@@ -34,6 +36,8 @@ struct Quote {
     offset: usize,
     /// Header length of the quoted packet in bytes.
     ihl: u8,
+    /// Where the IPv4 packet ends in the frame; what lies behind is padding, not quote.
+    end: usize,
 }
 
 impl Quote {
@@ -58,17 +62,21 @@ fn parse_quote(ctx: &TcContext, packet: &Packet) -> Option<Quote> {
     // The headers in front were pulled; the quote may still lie in a fragment of the buffer.
     let end = offset as u32 + 68;
     let _ = ctx.pull_data(if ctx.len() < end { ctx.len() } else { end });
-    let first: u8 = read(ctx, offset)?;
+    let header: [u8; IPV4_MIN] = read(ctx, offset)?;
+    let (first, proto) = (header[0], header[ipv4::PROTO]);
     let ihl = (first & 0x0f) << 2;
-    let proto: u8 = read(ctx, offset + ipv4::PROTO)?;
-    let frag: u16 = read(ctx, offset + ipv4::FRAG)?;
     let known = proto == PROTO_TCP || proto == PROTO_UDP;
-    if first >> 4 != 4 || (ihl as usize) < IPV4_MIN || !known || frag.to_be() & 0x1fff != 0 {
+    let later = (header[ipv4::FRAG] & 0x1f) | header[ipv4::FRAG + 1] != 0;
+    if first >> 4 != 4 || (ihl as usize) < IPV4_MIN || !known || later {
+        return None;
+    }
+    let last = ETH_LEN + packet.tot_len as usize;
+    if offset + ihl as usize + PORTS_LEN > last {
         return None;
     }
     let [src, dst]: [u32; 2] = read(ctx, offset + ipv4::SRC)?;
     let [sport, dport]: [u16; 2] = read(ctx, offset + (ihl & 0x3c) as usize)?;
-    Some(Quote { tuple: Tuple { src, dst, sport, dport }, proto, offset, ihl })
+    Some(Quote { tuple: Tuple { src, dst, sport, dport }, proto, offset, ihl, end: last })
 }
 
 /// An error that arrives on the uplink.
@@ -92,7 +100,7 @@ pub(crate) fn from_netdev(ctx: &mut TcContext, s: &mut Scratch) -> Step<i32> {
     {
         // Translated by the ingress node already: give it to the pod past the stack, whose conntrack does
         // not know the flow and may call the error invalid.
-        Rewritten { src: packet.src, dst: packet.dst, quote: quote.tuple }
+        Rewritten::same(packet, &quote)
     } else {
         return Ok(PASS);
     };
@@ -107,15 +115,25 @@ pub(crate) fn from_netdev(ctx: &mut TcContext, s: &mut Scratch) -> Step<i32> {
 pub(crate) fn from_backend(ctx: &mut TcContext, s: &mut Scratch, egress: bool) -> Step<i32> {
     let packet = &s.packet;
     let Some(quote) = parse_quote(ctx, packet) else { return Ok(PASS) };
-    if let Some(flow) = request_in_trouble(&quote) {
+    let new = if let Some(flow) = request_in_trouble(&quote) {
         count(Counter::IcmpToClient);
-        return send(ctx, packet, &quote, &Rewritten::for_client(packet, &flow), egress);
-    }
-    let local = is_backend(quote.tuple.dst, quote.tuple.dport, quote.proto);
-    if local && settings::is_pod_addr(quote.tuple.dst) && forward::is_outside(packet.dst) {
-        return Err(DropReason::IcmpNoState.into());
-    }
-    Ok(PASS)
+        Rewritten::for_client(packet, &flow)
+    } else if settings::is_pod_addr(quote.tuple.dst)
+        && is_backend(quote.tuple.dst, quote.tuple.dport, quote.proto)
+    {
+        if forward::is_outside(packet.dst) {
+            return Err(DropReason::IcmpNoState.into());
+        }
+        if egress || settings::is_pod_addr(packet.dst) || packet.dst == settings::node_addr() {
+            return Ok(PASS);
+        }
+        // To the node that translates the flow (SNAT). As the flow itself, it goes past the stack, whose
+        // conntrack does not know the flow and may call the error invalid.
+        Rewritten::same(packet, &quote)
+    } else {
+        return Ok(PASS);
+    };
+    send(ctx, packet, &quote, &new, egress)
 }
 
 /// The quote is a reply that we sent: frontend to client.
@@ -148,17 +166,19 @@ struct Rewritten {
 }
 
 impl Rewritten {
+    /// As it is: another node translates it, or has done so.
+    #[inline(always)]
+    fn same(packet: &Packet, quote: &Quote) -> Self {
+        Self { src: packet.src, dst: packet.dst, quote: quote.tuple }
+    }
+
     /// As the client knows the flow. The backend's own errors come from the frontend; a router's keep the
     /// router's address, as behind any NAT.
     #[inline(always)]
     fn for_client(packet: &Packet, flow: &Flow) -> Self {
         let src = if packet.src == flow.backend_addr { flow.vip } else { packet.src };
-        let quote = Tuple {
-            src: flow.client_addr,
-            dst: flow.vip,
-            sport: flow.client_port,
-            dport: flow.vport,
-        };
+        let quote =
+            Tuple { src: flow.client_addr, dst: flow.vip, sport: flow.client_port, dport: flow.vport };
         Self { src, dst: flow.client_addr, quote }
     }
 
@@ -178,13 +198,7 @@ impl Rewritten {
 
 /// Writes the error and sends it on; at egress the stack has routed it already.
 #[inline(always)]
-fn send(
-    ctx: &mut TcContext,
-    packet: &Packet,
-    quote: &Quote,
-    new: &Rewritten,
-    egress: bool,
-) -> Step<i32> {
+fn send(ctx: &mut TcContext, packet: &Packet, quote: &Quote, new: &Rewritten, egress: bool) -> Step<i32> {
     let way = Move::towards(packet, Tuple::of(packet).to(new.dst, 0));
     let hop = way.hop && !egress;
     // An error about an error is forbidden (RFC 1122 section 3.2.2), so a dying one just dies.
@@ -252,7 +266,11 @@ fn write_quoted_transport(ctx: &TcContext, quote: &Quote, new: &Tuple) -> Option
     let out = checksum::sub32(checksum::sub32(port_delta, t.src), t.dst);
     let full_delta = checksum::add32(checksum::add32(out, new.src), new.dst);
     let check = if quote.proto == PROTO_TCP { 16 } else { 6 };
-    let Some(field) = at::<u16>(ctx, quote.l4_offset() + check) else { return Some(port_delta) };
+    let offset = quote.l4_offset() + check;
+    if offset + size_of::<u16>() > quote.end {
+        return Some(port_delta);
+    }
+    let Some(field) = at::<u16>(ctx, offset) else { return Some(port_delta) };
     // SAFETY: `at` checked two bytes.
     let old = unsafe { field.read_unaligned() };
     if quote.proto == PROTO_UDP && old == 0 {
