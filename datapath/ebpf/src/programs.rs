@@ -2,8 +2,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use datapath_types::{
-    BackendFlags, DropReason, FlowFlags, Frontend, Hook, MARK_DONE, Mutation, PROTO_TCP, PROTO_UDP,
-    SocketKey,
+    BackendFlags, DropReason, FlowFlags, Frontend, Hook, MARK_DONE, Mutation, PROTO_TCP, PROTO_UDP, SocketKey,
 };
 
 use crate::{
@@ -243,10 +242,12 @@ fn backend_without_flow(packet: &Packet) -> Step<Move> {
     Ok(Move::uplink(packet, Tuple::of(packet)))
 }
 
-/// A later fragment whose first was never seen. From a local pod to the outside it may be a reply.
+/// A later fragment whose first was never seen. From a local pod to the outside it may be a reply, unless
+/// its protocol has no services.
 #[inline(always)]
 fn orphan(packet: &Packet) -> Step<i32> {
-    if forward::endpoint(packet.src).is_some() && forward::is_outside(packet.dst) {
+    let served = packet.proto == PROTO_TCP || packet.proto == PROTO_UDP;
+    if served && forward::endpoint(packet.src).is_some() && forward::is_outside(packet.dst) {
         return Err(DropReason::FragmentUnknown.into());
     }
     Ok(PASS)
