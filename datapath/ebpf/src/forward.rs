@@ -125,7 +125,13 @@ impl Move {
         let tagged = self.option == OptionStep::Insert;
         let room = if tagged { self.mtu - option::LEN as u32 } else { self.mtu };
         let reason = if tagged { DropReason::TooBigForOption } else { DropReason::TooBig };
-        Some(Message::fragmentation_needed(room, self.seen.dst, reason))
+        // A client outside knows the frontend; a pod may hear from its router, and a reply's destination is
+        // the client, in whose name nobody else may speak.
+        let source = match settings::is_pod_addr(packet.src) {
+            true => settings::node_addr(),
+            false => self.seen.dst,
+        };
+        Some(Message::fragmentation_needed(room, source, reason))
     }
 
     /// Carries the move out. Gives the tc action.

@@ -67,8 +67,8 @@ impl Message {
 pub(crate) fn error(ctx: &mut TcContext, packet: &Packet, message: &Message) -> i32 {
     let dropped = drop(message.reason as u32);
     // No error about a later fragment, and none about a packet that has no return address (RFC 1122
-    // section 3.2.2).
-    if !packet.fragment.has_transport() || packet.src == 0 {
+    // section 3.2.2). This host's own address cannot be reached through the uplink.
+    if !packet.fragment.has_transport() || packet.src == 0 || packet.src == settings::node_addr() {
         return dropped;
     }
     if make(ctx, packet, message).is_none() {
