@@ -3,8 +3,8 @@
 
 use aya_ebpf::programs::TcContext;
 use datapath_types::{
-    Counter, DropReason, EventAction, Flow, FlowFlags, FlowKey, FlowKind, Hook, Mutation, PROTO_TCP, PROTO_UDP,
-    SettingsFlags, option::DsrFrontend,
+    Counter, DropReason, EventAction, Flow, FlowFlags, FlowKey, FlowKind, Hook, Mutation, PROTO_TCP,
+    PROTO_UDP, SettingsFlags, option::DsrFrontend,
 };
 
 use crate::{
@@ -32,24 +32,23 @@ fn reply_key_of(packet: &Packet) -> FlowKey {
 /// A drop.
 #[inline(always)]
 pub(crate) fn receive(ctx: &TcContext, s: &mut Scratch, host: bool) -> Step<()> {
-    let Scratch { packet, flow, way } = s;
+    let Scratch { packet, flow, way, .. } = s;
     let now = now();
     let same = Tuple::of(packet);
-    count(Counter::Delivered);
-    event::emit(Hook::FromNetdev, EventAction::Deliver, packet, &same);
     *way = to_pod_or_host(packet, same, host);
     let way = forget(way);
-    let Some(frontend) = option::find(ctx, packet)? else {
-        if let Some(frontend) = untagged(packet, now)? {
-            way.seen = same.to(frontend.addr, frontend.port);
+    if let Some(frontend) = option::find(ctx, packet)? {
+        way.seen = same.to(frontend.addr, frontend.port);
+        if !settings::has(SettingsFlags::KEEP_OPTION) && !settings::mutated(Mutation::KeepOption) {
+            way.option = OptionStep::Strip;
         }
-        return Ok(());
-    };
-    way.seen = same.to(frontend.addr, frontend.port);
-    if !settings::has(SettingsFlags::KEEP_OPTION) && !settings::mutated(Mutation::KeepOption) {
-        way.option = OptionStep::Strip;
+        record(packet, flow, frontend, host, now)?;
+    } else if let Some(frontend) = untagged(packet, now)? {
+        way.seen = same.to(frontend.addr, frontend.port);
     }
-    record(packet, flow, frontend, host, now)
+    count(Counter::Delivered);
+    event::emit(Hook::FromNetdev, EventAction::Deliver, packet, &same);
+    Ok(())
 }
 
 /// The last stretch: into the pod, or up this host's stack for a hostNetwork backend. The stack also gets
@@ -64,13 +63,7 @@ pub(crate) fn to_pod_or_host(packet: &Packet, new: Tuple, host: bool) -> Move {
 
 /// Remembers which frontend the client used.
 #[inline(always)]
-fn record(
-    packet: &Packet,
-    flow: &mut Flow,
-    frontend: DsrFrontend,
-    host: bool,
-    now: u64,
-) -> Step<()> {
+fn record(packet: &Packet, flow: &mut Flow, frontend: DsrFrontend, host: bool, now: u64) -> Step<()> {
     *flow = Flow {
         last_seen: now,
         created: now,
@@ -85,46 +78,45 @@ fn record(
         backend: 0,
         flags: FlowFlags::DSR | if host { FlowFlags::HOST } else { 0 },
     };
-    keep(&reply_key_of(packet), flow, packet, now)
+    if keep(&reply_key_of(packet), flow, packet, now)? {
+        count(Counter::FlowOpened);
+    }
+    Ok(())
 }
 
-/// Keeps the reply entry of a flow whose frontend is on this node, and rebuilds it if it was evicted.
+/// Keeps the reply entry of a flow whose frontend is on this node, and rebuilds it if it was evicted; true
+/// if it was not there.
 ///
 /// # Errors
 /// As [`keep`].
 #[inline(always)]
-pub(crate) fn keep_reply(flow: &Flow, packet: &Packet, now: u64) -> Step<()> {
+pub(crate) fn keep_reply(flow: &Flow, packet: &Packet, now: u64) -> Step<bool> {
     let (backend, client) = (flow.backend_addr, flow.client_addr);
-    let key = flow::key(
-        FlowKind::REPLY,
-        backend,
-        flow.backend_port,
-        client,
-        flow.client_port,
-        packet.proto,
-    );
+    let key = flow::key(FlowKind::REPLY, backend, flow.backend_port, client, flow.client_port, packet.proto);
     keep(&key, flow, packet, now)
 }
 
-/// Refreshes the entry, replaces one of another frontend if it is done, or makes a new one.
+/// Refreshes the entry, replaces one of another frontend if it is done, or makes a new one; true if it is
+/// new.
 ///
 /// # Errors
 /// [`DropReason::TupleInUse`] if a live connection through another frontend has the same 5-tuple at the
 /// backend: the newer SYN must not steal its replies (Cilium issues 18632 and 11810).
 #[inline(always)]
-fn keep(key: &FlowKey, flow: &Flow, packet: &Packet, now: u64) -> Step<()> {
+fn keep(key: &FlowKey, flow: &Flow, packet: &Packet, now: u64) -> Step<bool> {
     if let Some(old) = flow::find(key, now) {
         let same = old.vip == flow.vip && old.vport == flow.vport;
         let reopened = packet.is_syn() && old.is_closing();
         if same && !reopened {
             flow::note_request(old, packet, now);
-            return Ok(());
+            return Ok(false);
         }
         if !same && !old.may_be_replaced(packet.proto, now) {
             return Err(DropReason::TupleInUse.into());
         }
     }
-    flow::store(key, flow)
+    flow::store(key, flow)?;
+    Ok(true)
 }
 
 /// A packet to the backend that carries no option: it continues a flow, or it is not ours. Gives the

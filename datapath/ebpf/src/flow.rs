@@ -1,10 +1,10 @@
 //! Conntrack steps: find, open and refresh flows.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use datapath_types::{Counter, DropReason, Flow, FlowFlags, FlowKey, FlowKind, PROTO_TCP};
+use datapath_types::{DropReason, Flow, FlowFlags, FlowKey, FlowKind, PROTO_TCP};
 
 use crate::{
-    drop::{Step, count},
+    drop::Step,
     maps::FLOWS,
     packet::{FIN, Packet, RST},
 };
@@ -52,9 +52,7 @@ pub(crate) fn find<'a>(key: &FlowKey, now: u64) -> Option<&'a mut Flow> {
 /// [`DropReason::FlowTableFull`] if the map refuses.
 #[inline(always)]
 pub(crate) fn store(key: &FlowKey, flow: &Flow) -> Step<()> {
-    FLOWS.insert(key, flow, 0).map_err(|_| DropReason::FlowTableFull)?;
-    count(Counter::FlowOpened);
-    Ok(())
+    FLOWS.insert(key, flow, 0).map_err(|_| DropReason::FlowTableFull.into())
 }
 
 /// Notes a packet of the client.

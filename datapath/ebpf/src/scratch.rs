@@ -24,6 +24,8 @@ pub(crate) struct Scratch {
     pub(crate) flow: Flow,
     /// Its next move.
     pub(crate) way: Move,
+    /// 1 if this packet opened the flow, 0 if it follows one.
+    pub(crate) opened: u32,
 }
 
 /// This CPU's scratch value. tc programs run with bottom halves disabled, so nobody else uses it before

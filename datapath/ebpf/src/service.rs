@@ -34,20 +34,34 @@ pub(crate) enum Origin {
 #[inline(always)]
 pub(crate) fn decide(s: &mut Scratch, frontend: &Frontend, origin: Origin, hook: Hook) -> Step<()> {
     let now = now();
-    if !follow(&s.packet, &mut s.flow, now) && !open(&s.packet, &mut s.flow, frontend, origin, now)? {
-        s.way = Move::refuse(&s.packet);
-        return Ok(());
+    s.opened = 0;
+    if !follow(&s.packet, &mut s.flow, now) {
+        if !open(&s.packet, &mut s.flow, frontend, origin, now)? {
+            s.way = Move::refuse(&s.packet);
+            return Ok(());
+        }
+        s.opened = 1;
     }
-    let Scratch { packet, flow, way } = forget(s);
+    let Scratch { packet, flow, way, opened } = forget(s);
     let mut new = Tuple::of(packet).to(flow.backend_addr, flow.backend_port);
     let reversed = flow.flags & FlowFlags::SNAT != 0;
     let local = flow.flags & FlowFlags::LOCAL != 0;
+    let host = flow.flags & FlowFlags::HOST != 0;
+    if hook == Hook::ToNetdev && local && host {
+        return Err(DropReason::HostToItself.into());
+    }
+    let mut rebuilt = false;
     if reversed {
-        snat::keep_reverse(flow, packet, now)?;
+        rebuilt = snat::keep_reverse(flow, packet, now)?;
         new = new.from(flow.snat_addr, flow.snat_port);
     } else if local || origin == Origin::Inside {
         // The replies pass this node, so what rewrites them is recorded here.
-        backend::keep_reply(flow, packet, now)?;
+        rebuilt = backend::keep_reply(flow, packet, now)?;
+    }
+    if *opened != 0 {
+        count(Counter::FlowOpened);
+    } else if rebuilt {
+        count(Counter::TwinRepaired);
     }
     event::emit(hook, if reversed { EventAction::DnatSnat } else { EventAction::Dnat }, packet, &new);
     count(match (origin, local, reversed) {
@@ -57,7 +71,7 @@ pub(crate) fn decide(s: &mut Scratch, frontend: &Frontend, origin: Origin, hook:
         _ => Counter::ForwardedDsr,
     });
     if local {
-        *way = backend::to_pod_or_host(packet, new, flow.flags & FlowFlags::HOST != 0);
+        *way = backend::to_pod_or_host(packet, new, host);
         return Ok(());
     }
     *way = Move::uplink(packet, new);
@@ -88,13 +102,7 @@ fn follow(packet: &Packet, copy: &mut Flow, now: u64) -> bool {
 
 /// Chooses a backend and opens the flow; false if the client should hear that nobody is there.
 #[inline(always)]
-fn open(
-    packet: &Packet,
-    flow: &mut Flow,
-    frontend: &Frontend,
-    origin: Origin,
-    now: u64,
-) -> Step<bool> {
+fn open(packet: &Packet, flow: &mut Flow, frontend: &Frontend, origin: Origin, now: u64) -> Step<bool> {
     let Some((id, backend)) = select_backend(packet, frontend, origin, now) else {
         if frontend.is_local_only() && origin == Origin::Outside {
             // Kubernetes: the node must look dead for this service, so that health checks steer around it.
@@ -158,12 +166,7 @@ fn wants_snat(packet: &Packet, flow: &Flow) -> bool {
 
 /// Affinity first, then Maglev. `None` without a backend.
 #[inline(always)]
-fn select_backend(
-    packet: &Packet,
-    frontend: &Frontend,
-    origin: Origin,
-    now: u64,
-) -> Option<(u32, Backend)> {
+fn select_backend(packet: &Packet, frontend: &Frontend, origin: Origin, now: u64) -> Option<(u32, Backend)> {
     let sticky = AffinityKey { client: packet.src, service: frontend.service };
     if frontend.has_affinity()
         && let Some(choice) = remembered_backend(&sticky, frontend, packet.proto, now)

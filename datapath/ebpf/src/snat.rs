@@ -39,10 +39,7 @@ pub(crate) fn reverse_key(flow: &Flow, proto: u8) -> FlowKey {
 /// Whether two values describe the same client through the same frontend.
 #[inline(always)]
 fn same_client(a: &Flow, b: &Flow) -> bool {
-    a.client_addr == b.client_addr
-        && a.client_port == b.client_port
-        && a.vip == b.vip
-        && a.vport == b.vport
+    a.client_addr == b.client_addr && a.client_port == b.client_port && a.vip == b.vip && a.vport == b.vport
 }
 
 /// Gives the flow a source port and stores the reverse entry.
@@ -88,23 +85,23 @@ fn claim(flow: &Flow, proto: u8, now: u64) -> bool {
     }
 }
 
-/// Keeps the reverse entry as young as the forward entry, and rebuilds it if it was evicted.
+/// Keeps the reverse entry as young as the forward entry, and rebuilds it if it was evicted; true if it was
+/// not there.
 ///
 /// # Errors
 /// [`DropReason::SnatExhausted`] if the port went to somebody else meanwhile.
 #[inline(always)]
-pub(crate) fn keep_reverse(flow: &Flow, packet: &Packet, now: u64) -> Step<()> {
+pub(crate) fn keep_reverse(flow: &Flow, packet: &Packet, now: u64) -> Step<bool> {
     let key = reverse_key(flow, packet.proto);
     match flow::find(&key, now) {
         Some(reverse) if same_client(reverse, flow) => {
             flow::note_request(reverse, packet, now);
-            Ok(())
+            Ok(false)
         }
         Some(_) => Err(DropReason::SnatExhausted.into()),
         None => {
             flow::store(&key, flow)?;
-            count(Counter::TwinRepaired);
-            Ok(())
+            Ok(true)
         }
     }
 }

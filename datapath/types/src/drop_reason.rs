@@ -62,6 +62,9 @@ drop_reasons! {
     IcmpNoState = 17, "icmp-no-state";
     /// The backend that Maglev or conntrack named is not in the backend map.
     BackendGone = 18, "backend-gone";
+    /// This host asked a frontend whose backend is this host: the packet would leave with the host's address
+    /// at both ends.
+    HostToItself = 19, "host-to-itself";
 }
 
 impl DropReason {
