@@ -47,12 +47,12 @@ const RING_SHORT: usize = 4 << 20;
 /// Packets cut at this length or earlier are short, bytes.
 const SHORT: u32 = 512;
 const RING_MIN: usize = 3 * BLOCK_MIN;
-/// Largest and smallest block, bytes: the largest can be filled to seven parts in eight with 64 KiB packets,
-/// the smallest holds one of them.
-const BLOCK_MAX: usize = 512 * 1024;
+/// Largest and smallest block, bytes: the largest holds three 64 KiB packets, the smallest one.
+const BLOCK_MAX: usize = 256 * 1024;
 const BLOCK_MIN: usize = 128 * 1024;
-/// Blocks that a ring has if it can.
-const BLOCKS: usize = 32;
+/// Blocks that a ring has if it can. Under thin traffic each is handed over after [`RETIRE_MS`], full or not,
+/// so this is how long the reader may be kept from running: a quarter of a second.
+const BLOCKS: usize = 64;
 /// Interfaces that one process captures on at most, so that the smallest rings stay below 64 MiB.
 const INTERFACES: usize = 128;
 /// How long a stopped capture still takes packets that were already under way.
