@@ -10,7 +10,7 @@
 //! Stop: packets that were sent just before may still wait in a CPU's backlog, so the capture goes on for a
 //! moment; then a filter that takes nothing closes the rings, and they are read until the number of packets
 //! read is the number that the kernel says it accepted. The last block comes when its time is over
-//! ([`ring::RETIRE_MS`]). What should still be missing at a deadline is counted as dropped, never hidden.
+//! (4 ms). What should still be missing at a deadline is counted as dropped, never hidden.
 
 mod interface;
 mod record;
