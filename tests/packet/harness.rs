@@ -1,15 +1,20 @@
 //! A node's datapath in a test: its maps filled from a state, its programs ready to be run on bytes.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::Result;
+use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use datapath_agent::{
-    AttachMode, BackendState, DatapathMode, DatapathOptions, Links, LocalPod, NodeState, Proto, ServiceState,
+    AttachMode, BackendState, DatapathMode, DatapathOptions, FlowRecord, Links, LocalPod, NodeState, Proto,
+    ServiceState,
 };
-use datapath_types::Endpoint;
+use datapath_types::{Counter, DropReason, Endpoint, Event, Flow, FlowKey, FlowKind, MARK_DONE};
 use labctl_tests::bpffs::BpfFs;
+
+use crate::check::assert_frame;
+use crate::frame::{Frame, at};
 
 /// Addresses of the lab that the tests play in, those of labs/dsr.yaml.
 pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
@@ -39,10 +44,68 @@ pub(crate) const OK: u32 = 0;
 pub(crate) const SHOT: u32 = 2;
 pub(crate) const REDIRECT: u32 = 7;
 
+/// Every program of the object.
+pub(crate) const PROGRAMS: [&str; 4] = ["from_netdev", "to_netdev", "from_pod", "to_pod"];
+
+/// The client's socket in most tests.
+pub(crate) fn client() -> SocketAddrV4 {
+    at(CLIENT, 43210)
+}
+
+/// The frontend that the client asks.
+pub(crate) fn vip() -> SocketAddrV4 {
+    at(WORKER, NODE_PORT)
+}
+
+/// The remote pod's socket.
+pub(crate) fn pod() -> SocketAddrV4 {
+    at(POD, POD_PORT)
+}
+
+/// The option that names [`vip`], in network order.
+pub(crate) const OPTION: [u8; 8] = [0x9a, 8, 0x7d, 0x00, 172, 18, 0, 3];
+
+/// A client's TCP packet to the frontend.
+pub(crate) fn request(flags: u8) -> Frame {
+    Frame::tcp(client(), vip(), flags)
+}
+
+/// A client's datagram to the frontend.
+pub(crate) fn datagram() -> Frame {
+    Frame::udp(client(), vip())
+}
+
+/// The pod's TCP packet to the client.
+pub(crate) fn response(flags: u8) -> Frame {
+    Frame::tcp(pod(), client(), flags)
+}
+
+/// What of `struct __sk_buff` a test sets besides the frame.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Context {
+    pub(crate) mark: u32,
+    pub(crate) gso_segs: u32,
+    pub(crate) gso_size: u32,
+}
+
+impl Context {
+    /// The bytes of `struct __sk_buff` (include/uapi/linux/bpf.h), 192 of them.
+    fn bytes(self) -> Vec<u8> {
+        let mut bytes = vec![0; 192];
+        for (offset, value) in [(8, self.mark), (164, self.gso_segs), (176, self.gso_size)] {
+            bytes[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        bytes
+    }
+}
+
 /// A node with its maps and programs.
 pub(crate) struct Node {
     pub(crate) ebpf: aya::Ebpf,
     pub(crate) fs: BpfFs,
+    links: Links,
+    drops: PerCpuArray<MapData, u64>,
+    counters: PerCpuArray<MapData, u64>,
 }
 
 /// What came out of a program.
@@ -51,6 +114,25 @@ pub(crate) struct Output {
     pub(crate) action: u32,
     pub(crate) bytes: Vec<u8>,
     pub(crate) mark: u32,
+}
+
+impl Output {
+    /// Fails unless the packet was sent on as exactly these bytes, with the mark that keeps the egress
+    /// programs from touching it again.
+    #[track_caller]
+    pub(crate) fn assert_sent(&self, want: &[u8]) {
+        assert_eq!(self.action, REDIRECT, "the packet is not redirected");
+        assert_eq!(self.mark, MARK_DONE, "the redirected packet is not marked as done");
+        assert_frame(&self.bytes, want);
+    }
+
+    /// Fails unless the packet goes on to the stack, or out, as exactly these bytes.
+    #[track_caller]
+    pub(crate) fn assert_passed(&self, want: &[u8]) {
+        assert_eq!(self.action, OK, "the packet does not pass");
+        assert_eq!(self.mark, 0, "a packet that only passes is marked as done");
+        assert_frame(&self.bytes, want);
+    }
 }
 
 /// A state with both protocols of the service and these backends `(pod, node)`.
@@ -91,6 +173,7 @@ pub(crate) fn state(node: Ipv4Addr, mode: DatapathMode, backends: &[(Ipv4Addr, I
             snat_ports: (61000, 65535),
             flows: 1024,
             events: false,
+            host_clients: false,
             attach: AttachMode::Auto,
             mutation: 0,
         },
@@ -110,24 +193,44 @@ impl Node {
         let pods: BTreeMap<_, _> = state.pods.iter().map(|p| (p.address, endpoint(POD_VETH, mtu))).collect();
         let links = Links { uplink: endpoint(UPLINK, 1500), pods };
         let (mut ebpf, _) = datapath_agent::open(state, &links, fs.path())?;
-        for name in ["from_netdev", "to_netdev", "from_pod", "to_pod"] {
+        for name in PROGRAMS {
             let program: &mut SchedClassifier = ebpf.program_mut(name).expect(name).try_into()?;
             program.load()?;
         }
-        Ok(Self { ebpf, fs })
+        let slots = |map| PerCpuArray::try_from(Map::PerCpuArray(pin(&fs, map)));
+        let (drops, counters) = (slots("DROPS")?, slots("COUNTERS")?);
+        Ok(Self { ebpf, fs, links, drops, counters })
+    }
+
+    /// The node of most tests: loads the state of `node` in `mode` with the one pod on worker2.
+    pub(crate) fn of(node: Ipv4Addr, mode: DatapathMode) -> Self {
+        Self::new(&state(node, mode, &[(POD, WORKER2)])).expect("the node loads")
+    }
+
+    /// Brings the pinned maps to another state, as a newly started agent does; the programs stay.
+    pub(crate) fn sync(&self, state: &NodeState) {
+        let _ = datapath_agent::open(state, &self.links, self.fs.path()).expect("the pins are reused");
     }
 
     /// Runs one program once on a frame.
+    #[track_caller]
     pub(crate) fn run(&mut self, program: &str, frame: &[u8]) -> Output {
+        self.run_with(program, frame, Context::default())
+    }
+
+    /// Runs one program once on a frame with more of the socket buffer set.
+    #[track_caller]
+    pub(crate) fn run_with(&mut self, program: &str, frame: &[u8], context: Context) -> Output {
         let program: &mut SchedClassifier =
             self.ebpf.program_mut(program).expect(program).try_into().expect("classifier");
-        let mut bytes = vec![0; 70_000];
-        // struct __sk_buff is 192 bytes; the kernel writes the mark back at offset 8.
+        // The kernel takes at most a page, and no program adds more than an ICMP error's headers.
+        let mut bytes = vec![0; 4096 + 256];
         let mut ctx_out = vec![0; 192];
         let result = program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut bytes),
+                ctx_in: Some(&context.bytes()),
                 ctx_out: Some(&mut ctx_out),
                 ..TestRunOptions::default()
             })
@@ -137,6 +240,32 @@ impl Node {
         Output { action: result.return_value, bytes, mark }
     }
 
+    /// Runs a program and fails unless it drops the frame and counts exactly this reason, once.
+    #[track_caller]
+    pub(crate) fn assert_drop(&mut self, program: &str, frame: &[u8], reason: &str) {
+        let before = self.all_drops();
+        let out = self.run(program, frame);
+        assert_eq!(out.action, SHOT, "the packet is not dropped");
+        self.assert_counted(&before, reason);
+    }
+
+    /// Runs a program and fails unless it answers with this ICMP error, and counts the reason once.
+    #[track_caller]
+    pub(crate) fn assert_answer(&mut self, program: &str, frame: &[u8], answer: &[u8], reason: &str) {
+        let before = self.all_drops();
+        let sent = self.counter("icmp-sent");
+        self.run(program, frame).assert_sent(answer);
+        self.assert_counted(&before, reason);
+        assert_eq!(self.counter("icmp-sent"), sent + 1, "the ICMP error is not counted");
+    }
+
+    #[track_caller]
+    fn assert_counted(&self, before: &[(&'static str, u64)], reason: &str) {
+        let one = |(label, n): &(&'static str, u64)| (*label, n + u64::from(*label == reason));
+        let want: Vec<_> = before.iter().map(one).collect();
+        assert_eq!(self.all_drops(), want, "the drop counters did not move by one {reason}");
+    }
+
     /// What the node counted.
     pub(crate) fn status(&self) -> datapath_agent::DatapathStatus {
         datapath_agent::status(self.fs.path()).expect("pins are there")
@@ -144,6 +273,111 @@ impl Node {
 
     /// How often this drop reason was counted.
     pub(crate) fn drops(&self, label: &str) -> u64 {
-        self.status().drops.get(label).copied().unwrap_or(0)
+        let reason = DropReason::ALL.iter().find(|r| r.label() == label).expect("a drop reason");
+        slot(&self.drops, *reason as u32)
+    }
+
+    /// Every drop reason and how often it was counted.
+    pub(crate) fn all_drops(&self) -> Vec<(&'static str, u64)> {
+        DropReason::ALL.iter().map(|r| (r.label(), slot(&self.drops, *r as u32))).collect()
+    }
+
+    /// How many packets were dropped.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.all_drops().iter().map(|(_, n)| n).sum()
+    }
+
+    /// How often this was done.
+    pub(crate) fn counter(&self, label: &str) -> u64 {
+        let counter = Counter::ALL.iter().find(|c| c.label() == label).expect("a counter");
+        slot(&self.counters, *counter as u32)
+    }
+
+    /// Conntrack as users see it.
+    pub(crate) fn flows(&self) -> Vec<FlowRecord> {
+        datapath_agent::flows(self.fs.path()).expect("pins are there")
+    }
+
+    /// The only conntrack entry of this direction.
+    #[track_caller]
+    pub(crate) fn flow(&self, direction: &str) -> FlowRecord {
+        let mut found: Vec<_> = self.flows().into_iter().filter(|f| f.direction == direction).collect();
+        assert_eq!(found.len(), 1, "there is not exactly one {direction} entry: {found:?}");
+        found.remove(0)
+    }
+
+    fn flow_map(&self) -> HashMap<MapData, FlowKey, Flow> {
+        HashMap::try_from(Map::LruHashMap(pin(&self.fs, "FLOWS"))).expect("a hash map of flows")
+    }
+
+    /// Deletes the entries of one [`FlowKind`], as LRU eviction may. Gives their number.
+    pub(crate) fn forget(&self, kind: u8) -> usize {
+        let mut map = self.flow_map();
+        let keys: Vec<FlowKey> = map.keys().flatten().filter(|key| key.kind == kind).collect();
+        for key in &keys {
+            map.remove(key).expect("the entry is there");
+        }
+        keys.len()
+    }
+
+    /// Deletes all conntrack entries.
+    pub(crate) fn forget_all(&self) {
+        let _ = self.forget(FlowKind::FORWARD) + self.forget(FlowKind::REPLY);
+    }
+
+    /// Makes all conntrack entries older by this many seconds.
+    pub(crate) fn age(&self, seconds: u64) {
+        let mut map = self.flow_map();
+        let entries: Vec<(FlowKey, Flow)> = map.iter().flatten().collect();
+        for (key, flow) in entries {
+            let last_seen = flow.last_seen.saturating_sub(seconds * 1_000_000_000);
+            map.insert(key, Flow { last_seen, ..flow }, 0).expect("the entry is replaced");
+        }
+    }
+
+    /// The ring buffer's records since the last call.
+    pub(crate) fn events(&self) -> Vec<Event> {
+        let mut ring = RingBuf::try_from(Map::RingBuf(pin(&self.fs, "EVENTS"))).expect("a ring buffer");
+        let mut events = Vec::new();
+        while let Some(record) = ring.next() {
+            assert_eq!(record.len(), size_of::<Event>(), "the record has another size than the contract");
+            // SAFETY: as many bytes as an `Event`, which is plain integers without padding.
+            events.push(unsafe { record.as_ptr().cast::<Event>().read_unaligned() });
+        }
+        events
+    }
+}
+
+/// Opens a pinned map.
+fn pin(fs: &BpfFs, map: &str) -> MapData {
+    MapData::from_pin(fs.path().join("maps").join(map)).expect("the map is pinned")
+}
+
+/// A slot's sum over the CPUs.
+fn slot(array: &PerCpuArray<MapData, u64>, index: u32) -> u64 {
+    array.get(&index, 0).expect("the slot exists").iter().sum()
+}
+
+/// The client's node and the pod's node, for the life of a packet.
+pub(crate) struct Cluster {
+    /// The ingress node.
+    pub(crate) worker: Node,
+    /// The backend's node.
+    pub(crate) worker2: Node,
+}
+
+impl Cluster {
+    pub(crate) fn new(mode: DatapathMode) -> Self {
+        Self { worker: Node::of(WORKER, mode), worker2: Node::of(WORKER2, mode) }
+    }
+
+    /// Client to pod: both nodes' uplinks.
+    #[track_caller]
+    pub(crate) fn deliver(&mut self, frame: &Frame) -> Output {
+        let forwarded = self.worker.run("from_netdev", &frame.bytes());
+        assert_eq!(forwarded.action, REDIRECT, "the ingress node does not forward");
+        let delivered = self.worker2.run("from_netdev", &forwarded.bytes);
+        assert_eq!(delivered.action, REDIRECT, "the backend's node does not deliver");
+        delivered
     }
 }

@@ -1,0 +1,158 @@
+//! What is not a good TCP or UDP packet over IPv4: passed untouched or dropped and counted, never rewritten.
+
+use datapath_agent::DatapathMode::{Dsr, Hybrid, Local, Snat};
+
+use crate::frame::{ACK, Frame, SYN, ethernet};
+use crate::harness::{Node, OK, PROGRAMS, SHOT, WORKER, client, datagram, pod, request, response, vip};
+
+/// Runs a frame through every program in every mode; it must pass untouched.
+#[track_caller]
+fn assert_untouched(frames: &[Vec<u8>]) {
+    for mode in [Dsr, Snat, Hybrid, Local] {
+        let mut worker = Node::of(WORKER, mode);
+        for frame in frames {
+            for program in PROGRAMS {
+                let out = worker.run(program, frame);
+                assert_eq!((out.action, &out.bytes), (OK, frame), "{program} in {mode:?} changed the frame");
+            }
+        }
+        assert!(worker.flows().is_empty());
+        assert!(worker.status().drops.is_empty());
+    }
+}
+
+#[test]
+fn arp_ipv6_and_unknown_protocols_pass() {
+    let mut arp = ethernet(0x0806);
+    arp.extend([0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 2, 172, 18, 0, 1, 0, 0, 0, 0, 0, 0, 172, 18, 0, 3]);
+    let mut ipv6 = ethernet(0x86dd);
+    ipv6.extend([0x60, 0, 0, 0, 0, 20, 6, 64]);
+    ipv6.extend([0; 52]);
+    let mut mpls = ethernet(0x8847);
+    mpls.extend(request(SYN).packet());
+    let mut unknown = ethernet(0x88b5);
+    unknown.extend([1; 46]);
+    assert_untouched(&[arp, ipv6, mpls, unknown]);
+}
+
+#[test]
+fn a_vlan_tag_passes_with_all_that_is_in_it() {
+    assert_untouched(&[request(SYN).tagged(100), datagram().tagged(0), response(ACK).tagged(4094)]);
+}
+
+#[test]
+fn other_transports_pass() {
+    let mut frames = Vec::new();
+    // IGMP, IPIP, GRE, ESP, SCTP, and a number that nobody has.
+    for proto in [2, 4, 47, 50, 132, 253] {
+        let mut packet = request(SYN).packet();
+        let old = u16::from_be_bytes([packet[8], packet[9]]);
+        packet[9] = proto;
+        let new = u16::from_be_bytes([packet[8], packet[9]]);
+        let sum = u32::from(u16::from_be_bytes([packet[10], packet[11]])) + u32::from(old) + 0xffff
+            - u32::from(new);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        packet[10..12].copy_from_slice(&(sum as u16).to_be_bytes());
+        frames.push([ethernet(0x0800), packet].concat());
+    }
+    assert_untouched(&frames);
+}
+
+/// Every packet that one of the programs would rewrite if it were whole.
+fn interesting() -> Vec<Frame> {
+    vec![
+        request(SYN),
+        request(ACK).payload(b"data"),
+        datagram(),
+        request(SYN).options(&[1; 36]),
+        request(SYN).to(pod()).options(&crate::harness::OPTION),
+        response(ACK),
+        Frame::udp(pod(), client()),
+        Frame::tcp(client(), vip(), SYN).options(&[1; 40]),
+    ]
+}
+
+/// Runs a frame through every program; none may emit it, and each drop is counted for this reason.
+#[track_caller]
+fn assert_refused(worker: &mut Node, frame: &[u8], reason: &str) {
+    for program in PROGRAMS {
+        let before = worker.drops(reason);
+        let out = worker.run(program, frame);
+        let dropped = out.action == SHOT && worker.drops(reason) == before + 1;
+        assert!(dropped, "{program} answered {} to a frame of {reason}", out.action);
+    }
+}
+
+#[test]
+fn every_shorter_frame_is_refused() {
+    let mut worker = Node::of(WORKER, Dsr);
+    for frame in interesting() {
+        let bytes = frame.bytes();
+        // BPF_PROG_TEST_RUN itself refuses IPv4 without a whole header (Linux 6.18).
+        for len in 34..bytes.len() {
+            // The total length promises more than the frame holds.
+            assert_refused(&mut worker, &bytes[..len], "invalid-header");
+        }
+    }
+    assert!(worker.flows().is_empty());
+}
+
+#[test]
+fn a_header_that_contradicts_itself_is_refused() {
+    let mut worker = Node::of(WORKER, Dsr);
+    for frame in interesting() {
+        let bytes = frame.bytes();
+        for first in [0x00, 0x05, 0x35, 0x55, 0x65, 0xf5, 0x40, 0x41, 0x42, 0x43, 0x44] {
+            let mut wrong = bytes.clone();
+            wrong[14] = first;
+            assert_refused(&mut worker, &wrong, "invalid-header");
+        }
+        for len in [0, 1, 19, frame.ihl() as u16 - 1, bytes.len() as u16 - 13, 0xffff] {
+            let mut wrong = bytes.clone();
+            wrong[16..18].copy_from_slice(&len.to_be_bytes());
+            assert_refused(&mut worker, &wrong, "invalid-header");
+        }
+    }
+}
+
+#[test]
+fn a_truncated_transport_header_is_refused() {
+    let mut worker = Node::of(WORKER, Dsr);
+    for frame in interesting() {
+        let bytes = frame.bytes();
+        let need = if frame.is_tcp() { 20 } else { 8 };
+        for transport in 0..need {
+            // An honest total length, with the frame cut there and with the rest as padding.
+            let total = frame.ihl() + transport;
+            let mut short = bytes.clone();
+            short[16..18].copy_from_slice(&(total as u16).to_be_bytes());
+            assert_refused(&mut worker, &short, "truncated-transport");
+            assert_refused(&mut worker, &short[..14 + total], "truncated-transport");
+        }
+    }
+}
+
+#[test]
+fn padding_behind_the_packet_stays_and_does_not_count() {
+    let mut worker = Node::of(WORKER, Dsr);
+    for frame in [request(SYN), datagram()] {
+        let padding = [0x55; 18];
+        let out = worker.run("from_netdev", &[frame.bytes(), padding.to_vec()].concat());
+        let want = frame.to(pod()).hop().options(&crate::harness::OPTION).bytes();
+        out.assert_sent(&[want, padding.to_vec()].concat());
+    }
+}
+
+#[test]
+fn a_wrong_checksum_stays_wrong() {
+    // The datapath must not make a corrupted packet look whole.
+    let mut worker = Node::of(WORKER, Dsr);
+    for frame in [request(SYN), datagram()] {
+        let mut bytes = frame.bytes();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 0x10;
+        let out = worker.run("from_netdev", &bytes);
+        let wrong = crate::check::wrong_checksum(&out.bytes).expect("the corruption was hidden");
+        assert!(wrong.contains("TCP") || wrong.contains("UDP"), "{wrong}");
+    }
+}
