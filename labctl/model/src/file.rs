@@ -39,6 +39,9 @@ pub(crate) struct LabFile {
     /// MTU of the segment in bytes. Default: 1500.
     #[schemars(range(min = 576, max = 65527))]
     pub(crate) mtu: Option<Given<u16>>,
+    /// Whether links leave checksums and segmentation to the hardware. Default: false, so that captures
+    /// show frames as a wire carries them and every checksum can be judged.
+    pub(crate) offloads: Option<Given<bool>>,
     /// Range in which all pod addresses lie. Default: 10.0.0.0/8.
     #[serde(rename = "podCIDR")]
     pub(crate) pod_cidr: Option<Given<Network>>,
@@ -232,8 +235,6 @@ pub(crate) enum FaultName {
     ForwardDrop,
     /// The switch drops packets with IPv4 options on their way to the nodes.
     DropOptions,
-    /// Segmentation, receive and checksum offloads are off on every veth.
-    OffloadsOff,
     /// The pods' veths have a smaller MTU.
     PodMtu,
 }

@@ -98,6 +98,9 @@ pub struct Plan {
     pub network: Ipv4Net,
     /// MTU of that segment in bytes.
     pub mtu: u16,
+    /// Whether the links leave checksums and segmentation to the hardware, as virtual links do when nobody
+    /// tells them otherwise. Without, every frame is one that a wire would carry.
+    pub offloads: bool,
     /// All pod addresses lie in here (native routing).
     pub pod_cidr: Ipv4Net,
     /// The client.
@@ -233,10 +236,6 @@ pub enum Fault {
     /// The switch drops every IPv4 packet that carries header options (IHL above 5) on its way out to
     /// these nodes, as many routers and clouds do. Scope `All` includes the client's port.
     DropOptions,
-    /// Segmentation, receive and checksum offloads off on every veth of the nodes and of their pods, so that
-    /// each packet on the wire is a packet as a real link would carry it. Scope `All` includes
-    /// the client and the switch's ends.
-    OffloadsOff,
     /// A smaller MTU on both ends of every pod's veth on the nodes.
     PodMtu {
         /// MTU in bytes; at least 576 and less than [`Plan::mtu`].
@@ -282,7 +281,6 @@ impl Fault {
             Self::DropInvalid => "drop-invalid",
             Self::ForwardDrop => "forward-drop",
             Self::DropOptions => "drop-options",
-            Self::OffloadsOff => "offloads-off",
             Self::PodMtu { .. } => "pod-mtu",
         }
     }

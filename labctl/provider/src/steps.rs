@@ -19,6 +19,8 @@ pub enum Step {
     Links,
     /// Addresses and routes.
     Addresses,
+    /// Checksums and segmentation are no longer left to hardware that is not there.
+    Offloads,
     /// Disturbances that the lab file asks for.
     Faults,
     /// The lab's own bpf file system.
@@ -42,6 +44,7 @@ impl fmt::Display for Step {
             Self::Namespaces | Self::RemoveNamespaces => "namespaces",
             Self::Links => "links",
             Self::Addresses => "addresses",
+            Self::Offloads => "offloads",
             Self::Faults => "faults",
             Self::BpfFs => "bpf file system",
             Self::Ready => "links ready",

@@ -3,7 +3,7 @@
 use std::net::SocketAddrV4;
 
 use datapath_types::option::WireOrder;
-use labctl_model::{Fault, FaultScope, Plan, WireFormat};
+use labctl_model::{Plan, WireFormat};
 use labctl_wire::packet::{Ipv4, Mac};
 use labctl_wire::{
     CapturePoint, Captured, Direction, Exchange, HostKind, LogicalPacket, PointInfo, Side, Tag, flow, hop,
@@ -170,8 +170,7 @@ impl<'a> Context<'a> {
 
     /// Whether the lab switched segmentation and checksum offloads off everywhere.
     pub(crate) fn offloads_off(&self) -> bool {
-        let off = |f: &&labctl_model::FaultPlan| f.fault == Fault::OffloadsOff && f.on == FaultScope::All;
-        self.plan.faults.iter().any(|f| off(&f))
+        !self.plan.offloads
     }
 }
 

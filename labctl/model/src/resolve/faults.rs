@@ -48,7 +48,6 @@ fn plan(fault: &FaultFile, lab_mtu: u16, report: &mut Report) -> Option<Fault> {
         FaultName::DropInvalid => Fault::DropInvalid,
         FaultName::ForwardDrop => Fault::ForwardDrop,
         FaultName::DropOptions => Fault::DropOptions,
-        FaultName::OffloadsOff => Fault::OffloadsOff,
         FaultName::PodMtu => Fault::PodMtu { mtu: pod_mtu(fault, lab_mtu, report)? },
     })
 }

@@ -48,6 +48,7 @@ pub(crate) fn resolve(file: &LabFile) -> Result<Plan, Vec<Diagnostic>> {
         wire: given_or(&file.wire, WireFormat::Network),
         network: topology.network,
         mtu: topology.mtu,
+        offloads: given_or(&file.offloads, false),
         pod_cidr: topology.pod_cidr,
         client: topology.client,
         nodes,

@@ -115,7 +115,7 @@ fn everything_that_can_be_said_is_taken() {
                 service: {nodePort: 8443, allowAnyNodePort: true, sessionAffinity: ClientIP, sessionAffinitySeconds: 60}\n\
                 traffic: {via: a, requests: 1000, datagrams: 1000, responseBytes: 10485760}\n\
                 datapath: {stripOption: false, snatPorts: 62000-62999, flows: 1024, events: true}\n\
-                faults: [{name: rp-filter-strict}, {name: pod-mtu, mtu: 1280, on: [c, a]}, {name: offloads-off, on: all}]\n\
+                faults: [{name: rp-filter-strict}, {name: pod-mtu, mtu: 1280, on: [c, a]}, {name: forward-drop, on: all}]\n\
                 expect: {dsr-option: fail, ttl: pass}\n";
     let plan = lab("hybrid", "[{node: b}]", more);
     assert_eq!((plan.wire, plan.mtu), (WireFormat::Cilium, 9000));
@@ -127,7 +127,7 @@ fn everything_that_can_be_said_is_taken() {
     assert_eq!(plan.faults[1].fault, Fault::PodMtu { mtu: 1280 });
     assert_eq!(plan.faults[1].on, FaultScope::Nodes(vec!["a".to_owned(), "c".to_owned()]));
     assert!(plan.faults[1].on.covers("c") && !plan.faults[1].on.covers("b"));
-    assert_eq!((plan.faults[2].fault.name(), &plan.faults[2].on), ("offloads-off", &FaultScope::All));
+    assert_eq!((plan.faults[2].fault.name(), &plan.faults[2].on), ("forward-drop", &FaultScope::All));
     assert_eq!(plan.expect.get("dsr-option"), Some(&ExpectedStatus::Fail));
 }
 

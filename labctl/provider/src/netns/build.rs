@@ -28,7 +28,7 @@ use super::netlink::{NetlinkError, Request};
 use super::state::{self, LabLock};
 use super::sweep::{self, DownError};
 use super::topology::{Pair, Topology};
-use super::{PreflightError, faults, mounts, preflight, ready};
+use super::{PreflightError, faults, mounts, offloads, preflight, ready};
 use crate::host::{Host, HostInterface, HostKind};
 use crate::lab::Lab;
 use crate::steps::{Cancel, Step, StepEvent};
@@ -74,6 +74,14 @@ pub enum UpError {
         host: String,
         /// What was refused.
         source: NetlinkError,
+    },
+    /// Offloads could not be switched off.
+    #[error("switch offloads off on {host}: {reason}; `offloads: true` in the lab file keeps them on")]
+    Offloads {
+        /// The host.
+        host: String,
+        /// The interface, and what the kernel said.
+        reason: String,
     },
     /// A fault of the lab file could not be set up.
     #[error("set up fault {fault} on {host}: {reason}")]
@@ -196,6 +204,9 @@ impl Build<'_> {
         let mut opened = self.step(Step::Namespaces, Self::make_namespaces)?;
         self.step(Step::Links, |b| b.make_links(&mut opened))?;
         self.step(Step::Addresses, |b| b.add_addresses(&mut opened))?;
+        if !plan.offloads {
+            self.step(Step::Offloads, |_| offloads::switch_off(hosts))?;
+        }
         if !plan.faults.is_empty() {
             self.step(Step::Faults, |b| faults::apply(plan, hosts, &mut |did| b.did(Step::Faults, did)))?;
         }

@@ -1,6 +1,6 @@
 //! Disturbances that a lab file asks for.
 //!
-//! Owns: setting each up with sysctls, nftables or device features, inside the hosts it names. Does not own: which
+//! Owns: setting each up with sysctls or nftables, inside the hosts it names. Does not own: which
 //! faults exist (the model); a smaller pod MTU, which the topology already has.
 //!
 //! Nothing here has an undo: all of it ends with its namespace.
@@ -11,8 +11,8 @@ use std::process::Stdio;
 use labctl_model::{Fault, FaultPlan, FaultScope, Plan};
 
 use super::build::UpError;
+use super::namespace;
 use super::preflight::find_tool;
-use super::{ethtool, namespace};
 use crate::host::{Host, HostKind};
 
 /// As distributions' firewalls do it.
@@ -35,7 +35,6 @@ pub(super) fn apply(plan: &Plan, hosts: &[Host], did: &mut dyn FnMut(String)) ->
             Fault::DropInvalid => for_each(nodes(fault, hosts), fault, |h| nft(h, DROP_INVALID))?,
             Fault::ForwardDrop => for_each(nodes(fault, hosts), fault, |h| nft(h, FORWARD_DROP))?,
             Fault::DropOptions => for_each(switch(hosts), fault, |h| nft(h, &drop_options(h, &fault.on)))?,
-            Fault::OffloadsOff => for_each(with_veths(plan, fault, hosts), fault, offloads_off)?,
             // The links were made with it.
             Fault::PodMtu { .. } => {}
         }
@@ -73,14 +72,6 @@ fn nodes_or_client<'a>(fault: &'a FaultPlan, hosts: &'a [Host]) -> impl Iterator
 
 fn switch(hosts: &[Host]) -> impl Iterator<Item = &Host> {
     hosts.iter().filter(|h| h.kind == HostKind::Switch)
-}
-
-fn with_veths<'a>(plan: &'a Plan, fault: &'a FaultPlan, hosts: &'a [Host]) -> impl Iterator<Item = &'a Host> {
-    hosts.iter().filter(move |h| match h.kind {
-        HostKind::Node => fault.on.covers(&h.name),
-        HostKind::Pod => plan.backends().any(|(node, pod)| pod.name == h.name && fault.on.covers(&node.name)),
-        HostKind::Client | HostKind::Switch => fault.on == FaultScope::All,
-    })
 }
 
 fn strict_rp_filter(host: &Host) -> Result<(), String> {
@@ -138,12 +129,4 @@ fn nft(host: &Host, rules: &str) -> Result<(), String> {
         return Err(format!("nft refused: {said}; the kernel needs nf_tables (and nf_tables_bridge)"));
     }
     written.map_err(|e| format!("write to nft: {e}"))
-}
-
-fn offloads_off(host: &Host) -> Result<(), String> {
-    let veths: Vec<_> = host.interfaces.iter().filter(|i| i.peer.is_some()).collect();
-    let switch_off = || {
-        veths.iter().try_for_each(|i| ethtool::offloads_off(&i.name).map_err(|e| format!("{}: {e}", i.name)))
-    };
-    host.enter(switch_off).map_err(|e| format!("enter it: {e}"))?
 }

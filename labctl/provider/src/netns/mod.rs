@@ -16,6 +16,7 @@ mod mark;
 mod mounts;
 pub(crate) mod namespace;
 mod netlink;
+mod offloads;
 mod preflight;
 mod processes;
 mod ready;

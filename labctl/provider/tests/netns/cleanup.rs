@@ -277,6 +277,7 @@ fn steps_are_told_in_order() {
                 "namespaces",
                 "links",
                 "addresses",
+                "offloads",
                 "bpf file system",
                 "links ready",
                 "state",

@@ -35,7 +35,7 @@ pub(crate) fn plan_with(lab: &str, faults: Value) -> Plan {
     };
     let plan = json!({
         "lab": lab, "provider": "netns", "mode": "dsr", "wire": "network",
-        "network": "172.18.0.0/16", "mtu": 1500, "pod_cidr": "10.0.0.0/8",
+        "network": "172.18.0.0/16", "mtu": 1500, "offloads": false, "pod_cidr": "10.0.0.0/8",
         "client": {"name": "client", "address": "172.18.0.1"},
         "nodes": [
             node("control-plane", 4, 0, json!([])),

@@ -58,6 +58,7 @@ pub(crate) fn plan(mode: Mode) -> Plan {
         wire: WireFormat::Network,
         network: "172.18.0.0/16".parse().unwrap(),
         mtu: 1500,
+        offloads: true,
         pod_cidr: "10.0.0.0/8".parse().unwrap(),
         client: ClientPlan { name: "client".into(), address: ip(1) },
         nodes: vec![
