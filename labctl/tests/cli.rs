@@ -90,6 +90,7 @@ mod help {
             "list",
             "status",
             "verify",
+            "capture",
             "doctor",
             "validate",
             "schema",
@@ -136,6 +137,26 @@ mod usage {
     fn an_unknown_format_lists_the_known_ones() {
         let ran = run(&["verify", "--format", "xml"]).expect(2);
         assert!(ran.err.contains("text, json, junit, github"), "{}", ran.err);
+    }
+
+    #[test]
+    fn a_capture_needs_a_host_or_all() {
+        let ran = run(&["capture"]).expect(2);
+        assert!(ran.err.contains("--node <HOST>"), "{}", ran.err);
+        run(&["capture", "--all", "--node", "worker"]).expect(2);
+        run(&["capture", "--all", "-i", "eth0"]).expect(2);
+    }
+
+    #[test]
+    fn a_wrong_filter_is_a_usage_error_before_anything_begins() {
+        let ran = run(&["capture", "--all", "-f", "tcp prot 80"]).expect(2);
+        assert!(ran.err.starts_with("error: failed to read the filter: \"prot\""), "{}", ran.err);
+    }
+
+    #[test]
+    fn a_time_without_a_known_unit_is_refused() {
+        let ran = run(&["capture", "--all", "--for", "5d"]).expect(2);
+        assert!(ran.err.contains("the unit is one of ms, s, m, h"), "{}", ran.err);
     }
 
     #[test]
@@ -321,7 +342,8 @@ mod unprivileged {
 
     #[test]
     fn commands_that_need_root_say_so_before_anything_else() {
-        for args in [&["up", "dsr"][..], &["down"], &["gc"], &["verify"], &["status"]] {
+        for args in [&["up", "dsr"][..], &["down"], &["gc"], &["verify"], &["status"], &["capture", "--all"]]
+        {
             let ran = run_unprivileged(args).expect(3);
             assert!(ran.err.contains("need root"), "{args:?}: {}", ran.err);
             assert!(ran.err.contains("sudo labctl"), "{args:?}: {}", ran.err);

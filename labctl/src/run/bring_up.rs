@@ -43,7 +43,7 @@ pub(crate) enum Up {
 /// What a lab of the wanted name is, before `up` does anything.
 enum Found {
     Nothing,
-    Healthy(Lab),
+    Healthy(Box<Lab>),
     /// The same plan, but not whole: says why.
     Damaged(String),
 }
@@ -59,7 +59,7 @@ impl BringUp<'_> {
         let mut lock = self.lock()?;
         match self.look()? {
             Found::Nothing => {}
-            Found::Healthy(lab) => return Ok(Up::Already(lab)),
+            Found::Healthy(lab) => return Ok(Up::Already(*lab)),
             Found::Damaged(why) => {
                 self.ui.say(&format!("{} is up but damaged: {why}; making it anew", self.plan.lab));
                 self.remove(lock)?;
@@ -84,7 +84,7 @@ impl BringUp<'_> {
             Ok(None) => Ok(Found::Nothing),
             Ok(Some(lab)) if lab.plan() != self.plan => Err(self.other_plan()),
             Ok(Some(lab)) => Ok(match self.damage(&lab) {
-                None => Found::Healthy(lab),
+                None => Found::Healthy(Box::new(lab)),
                 Some(why) => Found::Damaged(why),
             }),
             // The provider removes the leftovers of a killed command itself. Busy means this command: it

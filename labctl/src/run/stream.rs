@@ -6,7 +6,7 @@
 //! Packets of different hosts arrive in the order in which their rings are read, not in which they were
 //! captured. Each waits for [`SETTLE`] before it is handed on, which is many times the ring's retire time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::{self, BufReader, ErrorKind, PipeWriter, Read};
 use std::os::fd::AsFd;
 use std::process::ChildStdin;
@@ -191,11 +191,10 @@ struct Merge<'a> {
     stop: Option<PipeWriter>,
     /// When the captures end by themselves: for getting ready, then for the wanted time.
     deadline: Option<Instant>,
-    points: Vec<(CapturePoint, Option<Mac>)>,
-    /// Index into `points` of each source's interface.
-    numbers: HashMap<(usize, u32), usize>,
+    /// Points by source and interface: in the order of the sources, whoever gets ready first.
+    points: BTreeMap<(usize, u32), (CapturePoint, Option<Mac>)>,
     /// Packets by time and order of arrival.
-    waiting: BTreeMap<(u64, u64), Packet>,
+    waiting: BTreeMap<(u64, u64), (usize, Packet)>,
     arrived: u64,
     counters: Vec<(usize, Statistics)>,
     tally: Tally,
@@ -208,8 +207,7 @@ impl<'a> Merge<'a> {
             sink,
             stop: Some(stop),
             deadline: Some(Instant::now() + READY),
-            points: Vec::new(),
-            numbers: HashMap::new(),
+            points: BTreeMap::new(),
             waiting: BTreeMap::new(),
             arrived: 0,
             counters: Vec::new(),
@@ -272,13 +270,10 @@ impl<'a> Merge<'a> {
             Block::Interface(interface) => self.register(number, &interface)?,
             Block::Packet(packet) => {
                 self.arrived += 1;
-                let point = self.numbers.get(&(number, packet.interface)).copied().unwrap_or_default();
-                let packet = Packet { interface: point as u32, ..packet };
-                self.waiting.insert((packet.ts_ns, self.arrived), packet);
+                self.waiting.insert((packet.ts_ns, self.arrived), (number, packet));
             }
             Block::Statistics(statistics) => {
-                let point = self.numbers.get(&(number, statistics.interface)).copied();
-                self.counters.extend(point.map(|point| (point, statistics)));
+                self.counters.push((number, statistics));
             }
         }
         Ok(())
@@ -291,13 +286,18 @@ impl<'a> Merge<'a> {
             kind: HostKind::Node,
             interface: interface.name.clone(),
         });
-        self.numbers.insert((number, interface.index), self.points.len());
-        self.points.push((point, interface.mac));
+        self.points.insert((number, interface.index), (point, interface.mac));
         if self.is_ready() {
             self.deadline = self.stream.limits.time.map(|time| Instant::now() + time);
-            self.sink.begin(&self.points).map_err(StreamError::Sink)?;
+            let points: Vec<_> = self.points.values().cloned().collect();
+            self.sink.begin(&points).map_err(StreamError::Sink)?;
         }
         Ok(())
+    }
+
+    /// Number of a source's interface among all points; the reader has checked that it was described.
+    fn index(&self, number: usize, interface: u32) -> usize {
+        self.points.range(..(number, interface)).count()
     }
 
     fn is_ready(&self) -> bool {
@@ -313,7 +313,8 @@ impl<'a> Merge<'a> {
             let Some(oldest) = self.waiting.first_entry().filter(|entry| entry.key().0 <= until_ns) else {
                 break;
             };
-            let packet = oldest.remove();
+            let (number, packet) = oldest.remove();
+            let packet = Packet { interface: self.index(number, packet.interface) as u32, ..packet };
             if !given(self.sink.packet(packet))? {
                 self.stop = None;
                 return Ok(());
@@ -327,7 +328,8 @@ impl<'a> Merge<'a> {
     }
 
     fn finish(&mut self) -> Result<(), StreamError> {
-        for (point, statistics) in std::mem::take(&mut self.counters) {
+        for (number, statistics) in std::mem::take(&mut self.counters) {
+            let point = self.index(number, statistics.interface);
             if let (Some(received), Some(dropped)) = (statistics.received, statistics.dropped) {
                 self.tally.dropped += dropped;
                 given(self.sink.counters(point, statistics.ts_ns, received, dropped))?;
