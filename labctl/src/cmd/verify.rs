@@ -117,10 +117,11 @@ impl Args {
 
     /// The failure in the form that was asked for; nothing for people, who read it on stderr.
     fn set_up_failed(&self, lab: &str, failure: &Failure, began: Instant) -> String {
+        let error = failure.message();
         let failure = SetupFailure {
             lab: lab.to_owned(),
             step: "verify".to_owned(),
-            error: failure.message().to_owned(),
+            error: error.strip_prefix("failed to ").unwrap_or(error).to_owned(),
             duration_ms: began.elapsed().as_millis() as u64,
         };
         match self.format {

@@ -66,7 +66,7 @@ impl Prove<'_> {
     /// [`Exit::Interrupted`] after a signal, else [`Exit::SetupFailed`] with what failed.
     pub(crate) fn run(&self) -> Result<Proven, Failure> {
         let began = Instant::now();
-        let dir = RunDir::create(self.lab.name()).map_err(|e| self.failure("keep evidence", &e))?;
+        let dir = RunDir::create(self.lab.name()).map_err(|e| self.not_kept("keep evidence", &e))?;
         let gathered = self.gather(&dir)?;
         let step = self.progress.begin("verdict", "judging");
         let evidence = self.evidence(gathered);
@@ -75,7 +75,7 @@ impl Prove<'_> {
         let millis = began.elapsed().as_millis() as u64;
         let report = Report::new(self.plan, &dir.name(), millis, judgement);
         self.keep(&dir, &evidence.capture, &comments, &report)
-            .map_err(|e| self.failure("keep evidence", &e))?;
+            .map_err(|e| self.not_kept("keep evidence", &e))?;
         step.done(&report.tally());
         let evidence = dir.path().to_owned();
         dir.keep();
@@ -107,7 +107,7 @@ impl Prove<'_> {
 
         let step = self.progress.begin("stop", "waiting for the captures' last packets");
         self.canaries(&mut canaries)?;
-        let files = captures.stop(self.interrupt).map_err(|e| self.failure("stop the captures", &e))?;
+        let files = captures.stop(self.interrupt).map_err(|e| self.not_kept("stop the captures", &e))?;
         let capture = merge(&files).map_err(|e| self.failure("read the captures", &e))?;
         step.done(&format!("{} packets captured", capture.packets.len()));
         Ok(Gathered {
@@ -144,6 +144,15 @@ impl Prove<'_> {
         dir.write("results.json", |out| out.write_all(report::json::render(verdict).as_bytes()))?;
         dir.write("junit.xml", |out| out.write_all(report::junit::render(verdict).as_bytes()))?;
         Ok(())
+    }
+
+    /// The failure of a step that writes evidence: most often the disk is full or not ours.
+    fn not_kept(&self, doing: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
+        let failure = self.failure(doing, error);
+        if failure.exit() == Exit::Interrupted {
+            return failure;
+        }
+        failure.hint("evidence goes to .labctl/ in the current directory: verify where there is room and leave to write")
     }
 
     /// A step's failure; after a signal it is the signal's doing.

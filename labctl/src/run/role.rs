@@ -341,7 +341,9 @@ fn tail(log: &Path) -> String {
     const LINES: usize = 5;
     let mut text = String::new();
     let read = File::open(log).and_then(|mut file| file.read_to_string(&mut text));
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    // A role is this program: its own words for people begin as every failure does.
+    let words = |line| str::trim(str::strip_prefix(line, "error: ").unwrap_or(line));
+    let lines: Vec<&str> = text.lines().map(words).filter(|line| !line.is_empty()).collect();
     if read.is_err() || lines.is_empty() {
         return String::new();
     }
@@ -385,7 +387,7 @@ mod tests {
     #[test]
     fn a_role_that_ends_early_says_why() {
         let dir = tempfile::tempdir().unwrap();
-        let mut roles = [shell("echo no such interface >&2; exit 5", &dir.path().join("log"))];
+        let mut roles = [shell("echo error: no such interface >&2; exit 5", &dir.path().join("log"))];
         let error =
             next_lines(&mut roles, &interrupt(), "its ready line", Duration::from_secs(10)).unwrap_err();
         assert_eq!(
