@@ -81,13 +81,18 @@ pub enum LockError {
         lab: String,
     },
     /// The file system refused.
-    #[error("lock {}: {source}; labs need root", path.display())]
+    #[error("lock {}: {source}{}", path.display(), root_hint(source))]
     Io {
         /// The lab's folder.
         path: PathBuf,
         /// The system's words.
         source: io::Error,
     },
+}
+
+/// Sends only those to root whom root would help: a read-only or full file system is the same for everybody.
+fn root_hint(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied { "; labs need root" } else { "" }
 }
 
 fn holder(pid: Option<u32>) -> String {
