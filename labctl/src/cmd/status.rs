@@ -89,6 +89,12 @@ impl Args {
             ResultFormat::Json => ui.json(&report)?,
             ResultFormat::Text => ui.text(&text(&report, ui.paint()))?,
         }
+        if !report.problems.is_empty() {
+            ui.warn(&format!(
+                "{name} is not as up left it; its labctl up makes it anew, labctl down {name} removes it",
+                name = lab.name()
+            ));
+        }
         Ok(Exit::Ok)
     }
 }

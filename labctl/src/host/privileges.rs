@@ -25,7 +25,16 @@ pub(crate) fn require(command: &str) -> Result<(), Failure> {
             Exit::HostUnfit,
             format!("labs on network namespaces need root: this process lacks {}", missing.join(", ")),
         )
-        .hint(format!("sudo {command}"))),
+        .hint(remedy(&missing, command))),
+    }
+}
+
+/// Root without a capability is in a container or a session that was started so; sudo would not help it.
+fn remedy(missing: &[&str], command: &str) -> String {
+    if nix::unistd::geteuid().is_root() {
+        format!("start this container or session with {}", missing.join(", "))
+    } else {
+        format!("sudo {command}")
     }
 }
 
@@ -44,11 +53,7 @@ pub(super) fn findings() -> Vec<Finding> {
     let finding = if missing.is_empty() {
         Finding::ok(Area::Privileges, "root", format!("uid {uid}, {}", NEEDED.map(|(_, n)| n).join(", ")))
     } else {
-        let fix = if uid.is_root() {
-            format!("start this container or session with {}", missing.join(", "))
-        } else {
-            "sudo labctl doctor".to_owned()
-        };
+        let fix = remedy(&missing, "labctl doctor");
         Finding::missing(Area::Privileges, "root", format!("uid {uid} lacks {}", missing.join(", ")), fix)
     };
     vec![finding]
