@@ -2,7 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use datapath_agent::{DatapathMode, DatapathMode::*, NodeState};
+use aya::maps::HashMap;
+use datapath_agent::{DatapathMode, DatapathMode::*, NodeState, Proto, backend_id};
+use datapath_types::Backend;
 
 use crate::frame::{ACK, FIN, Frame, Icmp, RST, SYN, at};
 use crate::harness::{
@@ -185,5 +187,17 @@ fn a_new_syn_after_the_end_opens_a_new_flow() {
         cluster.deliver(&request(SYN));
         assert_eq!(cluster.worker.flow("forward").flags, ["dsr"], "the old connection's end is still noted");
         assert_eq!(cluster.worker2.flow("reply").flags, ["dsr"], "the old connection's end is still noted");
+    }
+}
+
+/// Between two writes of the agent a Maglev slot may name a backend that is gone.
+#[test]
+fn a_stale_slot_drops_instead_of_refusing() {
+    for mode in [Dsr, Snat, Hybrid] {
+        let mut worker = Node::of(WORKER, mode);
+        let map = worker.ebpf.map_mut("BACKENDS").expect("the object has it");
+        let mut backends: HashMap<_, u32, Backend> = HashMap::try_from(map).expect("a hash map");
+        backends.remove(&backend_id(POD, POD_PORT, Proto::Tcp)).expect("it was there");
+        worker.assert_drop("from_netdev", &request(SYN).bytes(), "backend-gone");
     }
 }

@@ -38,7 +38,7 @@ fn each_rewrite_is_one_event() {
     let [event] = worker.events()[..] else { panic!("the forward rewrite is not one event") };
     assert_eq!((event.hook, event.action), (Hook::FromNetdev as u8, EventAction::Dnat as u8));
     assert_eq!(words(&event), [client(), vip(), client(), pod()]);
-    assert_eq!((event.proto, event.tcp_flags, event.reason), (6, SYN, 0));
+    assert_eq!((event.proto, event.tcp_flags, event.pad), (6, SYN, 0));
     assert_eq!(u16::from_be(event.ip_id), 0x1234);
     assert!(event.time > 0);
 

@@ -26,7 +26,7 @@ pub(crate) fn emit(hook: Hook, action: EventAction, packet: &Packet, new: &Tuple
         hook: hook as u8,
         action: action as u8,
         tcp_flags: packet.tcp_flags,
-        reason: 0,
+        pad: 0,
     });
     entry.submit(0);
 }

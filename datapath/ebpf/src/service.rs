@@ -103,7 +103,7 @@ fn follow(packet: &Packet, copy: &mut Flow, now: u64) -> bool {
 /// Chooses a backend and opens the flow; false if the client should hear that nobody is there.
 #[inline(always)]
 fn open(packet: &Packet, flow: &mut Flow, frontend: &Frontend, origin: Origin, now: u64) -> Step<bool> {
-    let Some((id, backend)) = select_backend(packet, frontend, origin, now) else {
+    let Some((id, backend)) = select_backend(packet, frontend, origin, now)? else {
         if frontend.is_local_only() && origin == Origin::Outside {
             // Kubernetes: the node must look dead for this service, so that health checks steer around it.
             return Err(DropReason::NoLocalBackend.into());
@@ -165,26 +165,39 @@ fn wants_snat(packet: &Packet, flow: &Flow) -> bool {
 }
 
 /// Affinity first, then Maglev. `None` without a backend.
+///
+/// # Errors
+/// [`DropReason::BackendGone`] for a slot that the agent is about to rewrite: its backend is gone already.
+/// The client tries again and finds the new table; a refusal would end its attempt.
 #[inline(always)]
-fn select_backend(packet: &Packet, frontend: &Frontend, origin: Origin, now: u64) -> Option<(u32, Backend)> {
+fn select_backend(
+    packet: &Packet,
+    frontend: &Frontend,
+    origin: Origin,
+    now: u64,
+) -> Step<Option<(u32, Backend)>> {
     let sticky = AffinityKey { client: packet.src, service: frontend.service };
     if frontend.has_affinity()
         && let Some(choice) = remembered_backend(&sticky, frontend, packet.proto, now)
     {
-        return Some(choice);
+        return Ok(Some(choice));
     }
     let outside = origin == Origin::Outside && !settings::mutated(Mutation::IgnoreLocalPolicy);
     let table = if outside { frontend.table } else { frontend.inside_table };
     let hash = flow_hash(packet.src, packet.sport, packet.dport, packet.proto);
-    let id = *MAGLEV.get(table * MAGLEV_SLOTS + hash % MAGLEV_SLOTS)?;
+    let id = MAGLEV.get(table * MAGLEV_SLOTS + hash % MAGLEV_SLOTS).copied().unwrap_or(0);
+    if id == 0 {
+        return Ok(None);
+    }
+    let backend = BACKENDS.get_ptr(id).ok_or(DropReason::BackendGone)?;
     // SAFETY: the agent replaces values whole; plain integers.
-    let backend = unsafe { *BACKENDS.get_ptr(id)? };
+    let backend = unsafe { *backend };
     if frontend.has_affinity() {
         let value = Affinity { last_seen: now, backend: id, pad: 0 };
         // A full table forgets a client; the next flow chooses anew.
         let _ = AFFINITY.insert(sticky, value, 0);
     }
-    Some((id, backend))
+    Ok(Some((id, backend)))
 }
 
 /// The backend that this client used last, while it is fresh and takes new flows.

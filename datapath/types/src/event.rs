@@ -27,8 +27,6 @@ pub enum EventAction {
     Reply = 4,
     /// SNAT reversed.
     ReverseSnat = 5,
-    /// Packet dropped; `reason` is set.
-    Drop = 6,
 }
 
 /// Record of ring buffer `EVENTS`.
@@ -63,8 +61,8 @@ pub struct Event {
     pub action: u8,
     /// TCP flags byte, 0 for UDP.
     pub tcp_flags: u8,
-    /// [`crate::DropReason`] or 0.
-    pub reason: u16,
+    /// Must be zero.
+    pub pad: u16,
 }
 
 const _: () = assert!(size_of::<Event>() == 40);

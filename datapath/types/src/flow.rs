@@ -102,9 +102,6 @@ const SECOND: u64 = 1_000_000_000;
 impl Flow {
     /// An established TCP flow without a packet for this long is gone (Linux: 5 days; Cilium: 8000 s).
     pub const TCP_ESTABLISHED_NS: u64 = 8_000 * SECOND;
-    /// A TCP flow that has seen no reply. In DSR the ingress node never sees one, so this applies only
-    /// where replies pass.
-    pub const TCP_OPENING_NS: u64 = 60 * SECOND;
     /// A TCP flow after FIN or RST. The client's last ACKs still pass; a new SYN replaces the entry.
     pub const TCP_CLOSING_NS: u64 = 60 * SECOND;
     /// A UDP flow without a packet for this long is gone (kube-proxy's nf_conntrack: 120 s).
