@@ -3,8 +3,8 @@
 //! Owns: gathering (hosts, service, backends, pinned programs and maps, counters) and its two forms. Does
 //! not own: reading pins (datapath-agent), or any judgement; that is `verify`.
 
-use std::net::{SocketAddr, SocketAddrV4, TcpStream};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::net::SocketAddrV4;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use datapath_agent::DatapathStatus;
 use datapath_types::DropReason;
@@ -18,10 +18,8 @@ use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
 use crate::host::require_privileges;
 use crate::pick::find_up;
+use crate::run::is_listening;
 use crate::ui::{Paint, Tone, Ui, table};
-
-/// How long a backend may take to accept a connection from its own namespace.
-const ACCEPT_LIMIT: Duration = Duration::from_millis(200);
 
 /// Show a lab: nodes, service, backends, attached programs, map fill, drops.
 #[derive(Debug, clap::Args)]
@@ -147,9 +145,13 @@ fn node<'a>(lab: &'a Lab, plan: &'a NodePlan, problems: &mut Vec<String>) -> Nod
 
 fn backend<'a>(lab: &Lab, node: &'a NodePlan, pod: &'a PodPlan) -> Backend<'a> {
     let address = SocketAddrV4::new(pod.address, lab.plan().service.target_port);
-    let connect = || TcpStream::connect_timeout(&SocketAddr::V4(address), ACCEPT_LIMIT).is_ok();
-    let listening = lab.host_of_pod(&pod.name).is_some_and(|host| host.enter(connect).unwrap_or(false));
-    Backend { pod: &pod.name, node: &node.name, address, host_network: pod.host_network, listening }
+    Backend {
+        pod: &pod.name,
+        node: &node.name,
+        address,
+        host_network: pod.host_network,
+        listening: is_listening(lab, pod),
+    }
 }
 
 fn text(report: &Report<'_>, paint: Paint) -> String {

@@ -3,14 +3,16 @@
 //! Owns: lock, look at what is there, preflight, network, datapath and backends, first answer; and taking
 //! everything away again when one of them fails or a signal comes. Does not own: any of the steps.
 
+use std::time::Duration;
+
 use labctl_model::Plan;
 use labctl_provider::{Lab, LabLock, LockError, NetnsProvider, StateError, StepEvent, UpError};
 use labctl_wire::Exchange;
 
 use super::complete;
 use super::interrupt::Interrupt;
-use super::launch::launch;
-use super::traffic::{Fetch, first_request};
+use super::launch::{is_listening, launch};
+use super::traffic::{FIRST_ANSWER, Fetch, first_request};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::ui::{Progress, Ui};
@@ -83,10 +85,12 @@ impl BringUp<'_> {
         match self.provider.find(&self.plan.lab) {
             Ok(None) => Ok(Found::Nothing),
             Ok(Some(lab)) if lab.plan() != self.plan => Err(self.other_plan()),
-            Ok(Some(lab)) => Ok(match self.damage(&lab) {
-                None => Found::Healthy(Box::new(lab)),
-                Some(why) => Found::Damaged(why),
-            }),
+            Ok(Some(lab)) => match self.damage(&lab) {
+                // A look that was cut short says nothing about the lab: it stays.
+                _ if self.interrupt.is_raised() => Err(Failure::interrupted()),
+                None => Ok(Found::Healthy(Box::new(lab))),
+                Some(why) => Ok(Found::Damaged(why)),
+            },
             // The provider removes the leftovers of a killed command itself. Busy means this command: it
             // holds the lock.
             Err(StateError::Incomplete { .. } | StateError::Busy { .. }) => Ok(Found::Nothing),
@@ -115,8 +119,12 @@ impl BringUp<'_> {
                 Err(error) => return Some(format!("the datapath of {}: {error}", node.name)),
             }
         }
-        let asked =
-            Fetch::start(lab).map_err(Into::into).and_then(|fetch| first_request(lab, fetch, self.interrupt));
+        if let Some((_, pod)) = self.plan.backends().find(|(_, pod)| !is_listening(lab, pod)) {
+            return Some(format!("backend {} does not accept connections", pod.name));
+        }
+        let asked = Fetch::start(lab)
+            .map_err(Into::into)
+            .and_then(|fetch| first_request(lab, fetch, Duration::ZERO, self.interrupt));
         asked.err().map(|error| error.to_string())
     }
 
@@ -165,7 +173,8 @@ impl BringUp<'_> {
         step.done(&format!("mode {}, {attached} programs on {} nodes{kind}", self.plan.mode, applied.len()));
 
         let step = self.progress.begin("first answer", "waiting for the service");
-        let first = first_request(lab, fetch, self.interrupt).map_err(|e| doing("get a first answer")(&e))?;
+        let first = first_request(lab, fetch, FIRST_ANSWER, self.interrupt)
+            .map_err(|e| doing("get a first answer")(&e))?;
         step.done(&answer(&first));
         complete::mark(lab).map_err(|e| doing("note that the lab is complete")(&e))?;
         if self.interrupt.is_raised() { Err(Failure::interrupted()) } else { Ok(()) }

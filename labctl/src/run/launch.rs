@@ -1,10 +1,12 @@
 //! The processes that make a network a lab: an agent per node, which applies the datapath and ends, and a
 //! backend per pod, which stays.
 
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use datapath_agent::Applied;
+use labctl_model::{NodePlan, PodPlan};
 use labctl_node::serve::ServeReady;
 use labctl_provider::Lab;
 use nix::unistd::setsid;
@@ -19,6 +21,9 @@ const AGENT_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long a backend may take to bind its ports.
 const BACKEND_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a running backend may take to accept a connection from its own namespace.
+const ACCEPT_LIMIT: Duration = Duration::from_millis(200);
 
 /// Agents and backends that have been started and have not said ready yet. Dropping it ends them all.
 #[derive(Debug)]
@@ -50,10 +55,17 @@ impl Launched {
     }
 }
 
+/// Whether a backend accepts TCP connections from its own namespace, which no datapath is in the way of.
+pub(crate) fn is_listening(lab: &Lab, pod: &PodPlan) -> bool {
+    let address = SocketAddr::from((pod.address, lab.plan().service.target_port));
+    let connect = || TcpStream::connect_timeout(&address, ACCEPT_LIMIT).is_ok();
+    lab.host_of_pod(&pod.name).is_some_and(|host| host.enter(connect).unwrap_or(false))
+}
+
 fn agents(lab: &Lab) -> Result<Vec<Role>, RoleError> {
     let interface = |pod: &str| lab.pod_interface(pod).map_or_else(String::new, |(_, i)| i.name.clone());
     let plan = lab.plan();
-    let start = |node: &labctl_model::NodePlan| {
+    let start = |node: &NodePlan| {
         let host = host(lab, &node.name)?;
         let mut agent = Role::spawn(host, "agent", &node.name, &lab.log_dir(), |command| {
             command.arg("--pin-dir").arg(lab.bpf_dir(&node.name));
@@ -66,7 +78,7 @@ fn agents(lab: &Lab) -> Result<Vec<Role>, RoleError> {
 
 fn backends(lab: &Lab) -> Result<Vec<Role>, RoleError> {
     let port = lab.plan().service.target_port.to_string();
-    let start = |(node, pod): (&labctl_model::NodePlan, &labctl_model::PodPlan)| {
+    let start = |(node, pod): (&NodePlan, &PodPlan)| {
         let host = lab.host_of_pod(&pod.name).ok_or_else(|| RoleError::NoHost { host: pod.name.clone() })?;
         let mut backend = Role::spawn(host, "serve", &pod.name, &lab.log_dir(), |command| {
             command.args(["--node", &node.name, "--pod", &pod.name, "--port", &port]);

@@ -16,5 +16,6 @@ mod traffic;
 
 pub(crate) use bring_up::{BringUp, Up, lock_failure};
 pub(crate) use interrupt::Interrupt;
+pub(crate) use launch::is_listening;
 pub(crate) use prove::{Prove, Proven};
 pub(crate) use stream::{Limits, Sink, Source, Stream, Tally};

@@ -15,8 +15,11 @@ use super::role::{Role, RoleError, finish, read};
 /// millisecond; a lost SYN would come again after one second.
 const ATTEMPT: Duration = Duration::from_millis(1500);
 
-/// How long the first answer may take altogether.
-const FIRST_ANSWER: Duration = Duration::from_secs(6);
+/// How long a lab that has just been made may take to answer.
+pub(crate) const FIRST_ANSWER: Duration = Duration::from_secs(6);
+
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// No service answered.
 #[derive(Debug, thiserror::Error)]
@@ -25,11 +28,18 @@ pub(crate) enum FirstRequestError {
     #[error(transparent)]
     Role(#[from] RoleError),
     /// It asked and got no answer.
-    #[error("no answer within {} s; the last attempt: {last}", FIRST_ANSWER.as_secs())]
+    #[error("no answer{}: {last}", within(*patience))]
     NoAnswer {
+        /// How long it was tried; nothing for one attempt.
+        patience: Duration,
         /// The last attempt in words.
         last: String,
     },
+}
+
+/// " within 6 s".
+fn within(patience: Duration) -> String {
+    if patience.is_zero() { String::new() } else { format!(" within {} s", patience.as_secs()) }
 }
 
 /// The client's own process, started and waiting for its requests.
@@ -66,23 +76,27 @@ fn limit(options: &FetchOptions) -> Duration {
     Duration::from_millis(longest.saturating_mul(rounds)) + Duration::from_secs(5)
 }
 
-/// Asks the service once, and again until it answers or the time is up: "up" means that it works.
+/// Asks the service once, and again until it answers or `patience` is over: "up" means that it works.
 pub(crate) fn first_request(
     lab: &Lab,
     fetch: Fetch,
+    patience: Duration,
     interrupt: &Interrupt,
 ) -> Result<Exchange, FirstRequestError> {
     let options = one(request(1, first_protocol(lab.plan()), first_frontend(lab.plan()), ATTEMPT));
-    let deadline = Instant::now() + FIRST_ANSWER;
+    let deadline = Instant::now() + patience;
     let mut attempt = fetch.send(&options, interrupt)?;
     loop {
         match attempt.pop() {
             Some(exchange) if exchange.outcome == Outcome::Answered => return Ok(exchange),
             Some(exchange) if Instant::now() >= deadline => {
-                return Err(FirstRequestError::NoAnswer { last: describe(&exchange) });
+                return Err(FirstRequestError::NoAnswer { patience, last: describe(&exchange) });
             }
-            _ => attempt = Fetch::start(lab)?.send(&options, interrupt)?,
+            _ => {}
         }
+        // A refusal comes at once: leave whoever refuses some time. A signal ends the next attempt.
+        interrupt.wait(&[], Some(Instant::now() + PAUSE));
+        attempt = Fetch::start(lab)?.send(&options, interrupt)?;
     }
 }
 
