@@ -1,14 +1,29 @@
 //! A lab of a test's own: its name, its working folder, and its end.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
+use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
 /// End-to-end tests take turns: they measure packets, and two cores are not many.
 static TURN: Mutex<()> = Mutex::new(());
+
+/// Held by one test process at a time, until it ends: `gc` in one would end the labs of another, whose state it
+/// cannot see. A lock on the package's folder leaves no file behind.
+static MACHINE: LazyLock<Flock<File>> = LazyLock::new(|| {
+    let folder = File::open(env!("CARGO_MANIFEST_DIR")).expect("the package is there");
+    Flock::lock(folder, FlockArg::LockExclusive).expect("flock(2) waits for its turn")
+});
+
+/// Waits until no other test runs.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    LazyLock::force(&MACHINE);
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Tells the labs of one test process apart.
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -26,7 +41,7 @@ impl Lab {
     /// A lab like the built-in `base` (dsr, snat, hybrid, local) with a name of its own, its file changed
     /// by `edit`. Not up yet.
     pub(crate) fn new(base: &str, edit: impl FnOnce(String) -> String) -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let name = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let folder = tempfile::Builder::new().prefix("labctl-e2e-").tempdir().expect("a folder");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../labs/{base}.yaml"));

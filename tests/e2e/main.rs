@@ -2,3 +2,7 @@
 //! takes it down again. Needs root; see CONTRIBUTING.md.
 
 mod lab;
+mod lifecycle;
+mod refusals;
+mod root;
+mod world;
