@@ -49,11 +49,6 @@ pub(crate) fn requests(
 pub(crate) struct Asking(Child);
 
 impl Asking {
-    /// Whether it has ended.
-    pub(crate) fn has_ended(&mut self) -> bool {
-        self.0.try_wait().expect("the child is ours").is_some()
-    }
-
     /// Waits for all exchanges, by number.
     pub(crate) fn finish(self) -> Vec<Exchange> {
         let output = self.0.wait_with_output().expect("fetch ends");

@@ -12,16 +12,19 @@ use serde_json::Value;
 
 use crate::lab::{Lab, text};
 
-/// Keeps this test and everything that it starts on one CPU. A veth delivers on the CPU that sends; a sender that
-/// is moved, or whose ACKs come in on another CPU, overtakes its own packets, and TCP then sends some again
-/// although none was lost. That happens on any veth, with or without a datapath.
-pub(crate) fn stay_on_one_cpu() {
+/// Runs `f` with everything that it starts on one CPU. A veth delivers on the CPU that sends; a sender that is
+/// moved, or whose ACKs come in on another CPU, overtakes its own packets, and TCP then sends some again although
+/// none was lost. That happens on any veth, with or without a datapath.
+pub(crate) fn on_one_cpu<T>(f: impl FnOnce() -> T) -> T {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this).expect("a thread may ask for its CPUs");
     let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu) == Ok(true)).expect("one CPU at least");
     let mut one = CpuSet::new();
     one.set(first).expect("it was in the other set");
     sched_setaffinity(this, &one).expect("a thread may choose from its CPUs");
+    let done = f();
+    sched_setaffinity(this, &allowed).expect("they were allowed before");
+    done
 }
 
 /// Numbers by node and name.
@@ -87,19 +90,10 @@ impl Lab {
 
     /// Drops by node and reason; nodes without one are absent.
     pub(crate) fn drops(&self) -> Counts {
-        self.datapath("drops")
-    }
-
-    /// Counters by node and name; nodes without one are absent.
-    pub(crate) fn counters(&self) -> Counts {
-        self.datapath("counters")
-    }
-
-    fn datapath(&self, what: &str) -> Counts {
         let status = self.status();
         let nodes = status["nodes"].as_array().expect("nodes");
         let of = |node: &Value| {
-            let counts = node["datapath"][what].as_object().expect("the pins can be read");
+            let counts = node["datapath"]["drops"].as_object().expect("the pins can be read");
             let counts: BTreeMap<_, _> =
                 counts.iter().map(|(name, n)| (name.clone(), n.as_u64().expect("a count"))).collect();
             (node["name"].as_str().expect("a name").to_owned(), counts)

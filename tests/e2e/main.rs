@@ -1,8 +1,19 @@
 //! End-to-end tests: the `labctl` binary against the real kernel. Each test has a lab of its own and
 //! takes it down again. Needs root; see CONTRIBUTING.md.
 
+mod agent;
+mod ask;
+mod hostile;
+mod kernel;
 mod lab;
 mod lifecycle;
+mod modes;
+mod mutation;
 mod refusals;
+mod restart;
 mod root;
+mod tcpdump;
+mod traffic;
+mod verdict;
+mod witness;
 mod world;

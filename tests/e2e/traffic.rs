@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::ask::{POD_NAME, assert_answered, failure, frontend, requests};
-use crate::kernel::stay_on_one_cpu;
+use crate::kernel::on_one_cpu;
 use crate::lab::Lab;
 use crate::root::need_root;
 use crate::tcpdump::{Pcap, Tcpdump};
@@ -51,13 +51,13 @@ pub(crate) fn heavy(to: SocketAddrV4) -> Vec<Request> {
 }
 
 fn carries(mode: &str, offloads: Offloads) {
-    stay_on_one_cpu();
-    let lab = with_faults(mode, if offloads == Offloads::Off { "{name: offloads-off}" } else { "" });
+    let lab = Lab::new(mode, |text| format!("{text}\noffloads: {}\n", offloads == Offloads::On));
+    on_one_cpu(|| lab.bring_up());
     lab.calm_senders();
     let retransmitted = || ["client", POD_NAME].map(|host| lab.snmp(host, "Tcp", "RetransSegs"));
     let before = retransmitted();
     let watches = ["client", POD_NAME].map(|host| Tcpdump::start(&lab, host, "ip"));
-    let exchanges = lab.ask(heavy(frontend(mode)));
+    let exchanges = on_one_cpu(|| lab.ask(heavy(frontend(mode))));
     let [at_client, at_pod] = watches.map(Tcpdump::stop);
     assert_answered(&exchanges, 2002);
     assert_eq!(exchanges[0].received, 10 * MIB);
@@ -142,7 +142,7 @@ fn took(exchange: &Exchange) -> Duration {
 #[test]
 fn a_datagram_without_room_for_the_option_is_answered_with_its_mtu() {
     need_root!();
-    let lab = with_faults("dsr", "{name: offloads-off}");
+    let lab = Lab::up("dsr");
     let watch = Tcpdump::start(&lab, "client", "icmp or udp");
     let first = datagram(&lab, "dsr", FULL);
     assert!(failure(&first).contains("Message too long"), "{first:?}");
@@ -178,8 +178,7 @@ fn snat_has_no_option_to_make_room_for() {
 fn pods_with_a_smaller_mtu_are_reached() {
     need_root!();
     for mode in ["dsr", "snat", "local"] {
-        let lab = with_faults(mode, "{name: pod-mtu, mtu: 1280}, {name: offloads-off}");
-        lab.calm_senders();
+        let lab = with_faults(mode, "{name: pod-mtu, mtu: 1280}");
         let mut both = requests(1, 1, Transport::Tcp, frontend(mode), |r| r.response_bytes = 2 * MIB);
         both.extend(requests(2, 1, Transport::Tcp, frontend(mode), |r| r.upload_bytes = 2 * MIB));
         assert_answered(&lab.ask(both), 2);
