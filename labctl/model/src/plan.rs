@@ -100,6 +100,7 @@ pub struct Plan {
     pub mtu: u16,
     /// Whether the links leave checksums and segmentation to the hardware, as virtual links do when nobody
     /// tells them otherwise. Without, every frame is one that a wire would carry.
+    #[serde(default)]
     pub offloads: bool,
     /// All pod addresses lie in here (native routing).
     pub pod_cidr: Ipv4Net,
