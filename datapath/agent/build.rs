@@ -131,7 +131,8 @@ fn forget_outer_cargo(command: &mut Command) {
             || name.starts_with("CARGO_BUILD_")
             || name.starts_with("CARGO_TARGET_")
             || name.starts_with("CARGO_PROFILE_");
-        let named = ["RUSTC", "RUSTFLAGS", "RUSTDOC", "RUSTUP_TOOLCHAIN", "TARGET", "CARGO", "CARGO_MAKEFLAGS"];
+        let named =
+            ["RUSTC", "RUSTFLAGS", "RUSTDOC", "RUSTUP_TOOLCHAIN", "TARGET", "CARGO", "CARGO_MAKEFLAGS"];
         if outer || name.starts_with("RUSTC_") || named.contains(&&*name) {
             command.env_remove(&*name);
         }

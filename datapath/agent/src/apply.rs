@@ -196,8 +196,7 @@ fn write_abi(ebpf: &mut aya::Ebpf) -> Result<(), SyncError> {
 
 /// Index and MTU of an interface of this namespace.
 fn interface(state: &NodeState, name: &str) -> Result<Endpoint, ApplyError> {
-    let fail =
-        |source| ApplyError::Interface { node: state.node.clone(), interface: name.into(), source };
+    let fail = |source| ApplyError::Interface { node: state.node.clone(), interface: name.into(), source };
     let c_name = CString::new(name).map_err(|e| fail(e.into()))?;
     // SAFETY: a NUL-terminated string.
     let index = unsafe { libc::if_nametoindex(c_name.as_ptr()) };

@@ -136,11 +136,7 @@ fn is_unsupported(error: &AttachError) -> bool {
     }
 }
 
-fn attach_tcx(
-    program: &mut SchedClassifier,
-    point: &Point<'_>,
-    links: &Path,
-) -> Result<(), AttachError> {
+fn attach_tcx(program: &mut SchedClassifier, point: &Point<'_>, links: &Path) -> Result<(), AttachError> {
     let pin = point.pin(links);
     let id = match pinned_link(&pin)? {
         Some(link) => program.attach_to_link(link),
@@ -181,8 +177,7 @@ fn attach_clsact(program: &mut SchedClassifier, point: &Point<'_>) -> Result<(),
     }
     let handle = TcHandle::new(0, 1);
     let options = NlOptions { priority: CLSACT_PRIORITY, handle, ..NlOptions::default() };
-    let fresh =
-        program.attach_with_options(point.interface, point.hook, TcAttachOptions::Netlink(options));
+    let fresh = program.attach_with_options(point.interface, point.hook, TcAttachOptions::Netlink(options));
     let id = match fresh {
         Ok(id) => Ok(id),
         // Taken, by our predecessor: the kernel swaps the program of that filter.

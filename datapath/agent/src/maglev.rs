@@ -84,8 +84,7 @@ mod tests {
     fn losing_one_backend_moves_little_else() {
         let before = maglev_table(&(1..=10).collect::<Vec<_>>());
         let after = maglev_table(&(1..=9).collect::<Vec<_>>());
-        let moved =
-            before.iter().zip(&after).filter(|(b, a)| **b != 10 && b != a).count();
+        let moved = before.iter().zip(&after).filter(|(b, a)| **b != 10 && b != a).count();
         // Beyond the tenth that had to move; the paper shows a few percent for tables this small.
         assert!(moved * 100 < before.len() * 6, "{moved} of {} slots moved needlessly", before.len());
     }

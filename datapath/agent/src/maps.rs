@@ -18,8 +18,19 @@ pub(crate) const EVENTS: &str = "EVENTS";
 
 /// Every map of the object, in the order that status shows.
 pub(crate) const ALL: [&str; 13] = [
-    ABI, FRONTENDS, BACKENDS, BACKEND_SOCKETS, MAGLEV, ENDPOINTS, NODES, FLOWS, FRAGMENTS, AFFINITY, DROPS,
-    COUNTERS, EVENTS,
+    ABI,
+    FRONTENDS,
+    BACKENDS,
+    BACKEND_SOCKETS,
+    MAGLEV,
+    ENDPOINTS,
+    NODES,
+    FLOWS,
+    FRAGMENTS,
+    AFFINITY,
+    DROPS,
+    COUNTERS,
+    EVENTS,
 ];
 
 /// Folder of the map pins.

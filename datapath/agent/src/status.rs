@@ -104,8 +104,7 @@ pub fn status(pins: &Path) -> Result<DatapathStatus, StatusError> {
         fills.push(fill(&folder, name)?);
     }
     let drops = per_cpu(&folder, maps::DROPS, DropReason::ALL.iter().map(|r| (*r as u32, r.label())))?;
-    let counters =
-        per_cpu(&folder, maps::COUNTERS, Counter::ALL.iter().map(|c| (*c as u32, c.label())))?;
+    let counters = per_cpu(&folder, maps::COUNTERS, Counter::ALL.iter().map(|c| (*c as u32, c.label())))?;
     let abi = read_abi(&folder.join(maps::ABI)).unwrap_or(0);
     Ok(DatapathStatus { abi, programs, maps: fills, drops, counters })
 }

@@ -6,8 +6,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use datapath_types::{
-    Affinity, AffinityKey, Backend, Counter, DropReason, Endpoint, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, MAGLEV_SLOTS, NodeEntry, SocketKey,
+    Affinity, AffinityKey, Backend, Counter, DropReason, Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Frontend, MAGLEV_SLOTS, NodeEntry, SocketKey,
 };
 
 use crate::scratch::Scratch;

@@ -101,8 +101,7 @@ pub(crate) fn rewrite(ctx: &mut TcContext, packet: &Packet, new: &Tuple, hop: bo
 
 #[inline(always)]
 fn write_ports(ctx: &TcContext, packet: &Packet, new: &Tuple) -> Step<()> {
-    let ports: *mut [u16; 2] =
-        at(ctx, packet.l4_offset()).ok_or(DropReason::RewriteFailed)?;
+    let ports: *mut [u16; 2] = at(ctx, packet.l4_offset()).ok_or(DropReason::RewriteFailed)?;
     // SAFETY: `at` checked four bytes.
     unsafe { ports.write_unaligned([new.sport, new.dport]) };
     Ok(())
@@ -110,8 +109,7 @@ fn write_ports(ctx: &TcContext, packet: &Packet, new: &Tuple) -> Step<()> {
 
 #[inline(always)]
 fn write_ipv4(ctx: &TcContext, packet: &Packet, new: &Tuple, hop: bool) -> Step<()> {
-    let header: *mut [u8; IPV4_MIN] =
-        at(ctx, ETH_LEN).ok_or(DropReason::RewriteFailed)?;
+    let header: *mut [u8; IPV4_MIN] = at(ctx, ETH_LEN).ok_or(DropReason::RewriteFailed)?;
     let base = header.cast::<u8>();
     let mut delta = addr_delta(packet, new);
     // SAFETY: all offsets lie inside the 20 bytes that `at` checked.
