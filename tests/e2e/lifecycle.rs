@@ -308,6 +308,21 @@ fn labs_with_the_same_addresses_live_side_by_side() {
 }
 
 #[test]
+fn labs_of_another_mount_namespace_are_not_ours() {
+    need_root!();
+    let world = World::with_lab("dsr", "twin");
+    let other = world.beside();
+    other.labctl(&["list"]).expect(0).says(&["no lab is up"]);
+    other.labctl(&["gc"]).expect(0).says(&["nothing to remove"]);
+    other.labctl(&["down", "twin"]).expect(4);
+    expect_whole(&world, "twin");
+    other.labctl(&["up", "dsr", "--name", "twin"]).expect(0);
+    expect_whole(&other, "twin");
+    other.labctl(&["down", "twin"]).expect(0).says(&["1 processes removed"]);
+    expect_whole(&world, "twin");
+}
+
+#[test]
 fn two_commands_on_one_lab_do_not_meet() {
     need_root!();
     let world = World::with_lab("dsr", "shared");

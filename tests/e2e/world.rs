@@ -41,13 +41,21 @@ pub(crate) struct World {
     mounts: File,
     network: File,
     programs_before: BTreeSet<u32>,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl World {
     /// A machine without a lab. Needs root.
     pub(crate) fn new() -> Self {
-        let turn = turn();
+        Self::made(Some(turn()))
+    }
+
+    /// Another machine that shares this one's processes and nothing else, as a container may.
+    pub(crate) fn beside(&self) -> Self {
+        Self::made(None)
+    }
+
+    fn made(turn: Option<MutexGuard<'static, ()>>) -> Self {
         let programs_before = programs();
         let (mounts, network) = on_own_thread(|| make().expect("make a machine of the test's own"));
         Self { mounts, network, programs_before, _turn: turn }
