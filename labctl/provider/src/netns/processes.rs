@@ -136,9 +136,6 @@ fn role_of(words: &[String]) -> Option<&str> {
 
 /// Whether the process is in a namespace with the lab's mark, and the lab is one of ours.
 fn has_mark(pid: u32, run_dir: &Path, lab: &str) -> bool {
-    if !sees_our(run_dir, pid) {
-        return false;
-    }
     if !shares_files(pid, run_dir) {
         return false;
     }
@@ -154,17 +151,6 @@ fn shares_files(pid: u32, run_dir: &Path) -> bool {
     let Some((folder, ours)) = run_dir.ancestors().find_map(|f| Some((f, id(f).ok()?))) else { return false };
     let theirs = Path::new(&format!("/proc/{pid}/root")).join(folder.strip_prefix("/").unwrap_or(folder));
     id(&theirs).is_ok_and(|theirs| theirs == ours)
-}
-
-/// Whether the run directory that the process sees is ours, or gone. A container may share our processes and not
-/// our files: its labs have marks like ours, and state that we cannot see.
-fn sees_our(run_dir: &Path, pid: u32) -> bool {
-    let inside = run_dir.strip_prefix("/").unwrap_or(run_dir);
-    let id = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
-    match id(&Path::new(&format!("/proc/{pid}/root")).join(inside)) {
-        Ok(theirs) => id(run_dir).is_ok_and(|ours| ours == theirs),
-        Err(_) => true,
-    }
 }
 
 /// Ends these processes: SIGTERM, then SIGKILL for those that stay. Returns those that did not end.
