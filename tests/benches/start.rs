@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 
 /// Rounds that count; one more comes before them.
 const ROUNDS: usize = 15;
-/// The lab. Its built-in copy is used, whatever the folder.
-const LAB: &str = "dsr";
+/// The lab file. Its built-in copy is used, whatever the folder.
+const FILE: &str = "dsr";
+/// The lab's name: not the file's, which may be up on this machine and would be taken down with each round.
+const LAB: &str = "bench-dsr";
 /// Prefix of the namespaces of the peer.
 const PEER: &str = "labctl-bench-";
 
@@ -60,8 +62,8 @@ struct Run {
 
 fn one_round() -> Samples {
     settle();
-    let up = labctl(&["up", LAB]);
-    let again = labctl(&["up", LAB]);
+    let up = labctl(&["up", FILE, "--name", LAB]);
+    let again = labctl(&["up", FILE, "--name", LAB]);
     let verify = labctl(&["verify", LAB]);
     let serve_kib = serve_peak();
     let down = labctl(&["down", LAB]);
@@ -196,7 +198,7 @@ impl Rows {
     /// Prints the table; whether every target was met.
     #[expect(clippy::print_stdout, reason = "the result of a benchmark")]
     fn print(&mut self) -> bool {
-        println!("lab {LAB}, {ROUNDS} rounds, exec to exit in ms");
+        println!("lab {FILE}, {ROUNDS} rounds, exec to exit in ms");
         println!("{:<44} {:>8} {:>8} {:>8}  target", "", "min", "median", "max");
         let mut met = true;
         let rows: [(&str, &mut Vec<f64>, Option<f64>); 5] = [
