@@ -6,10 +6,11 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 
 use aya::maps::Array;
 use aya::programs::tc::TcAttachType;
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{EbpfError, EbpfLoader};
 use datapath_types::{ABI_VERSION, Endpoint};
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::attach::{AttachError, AttachKind, Point, attach, remove_stale};
 use crate::maps;
 use crate::object::{OBJECT, supports_mutations};
-use crate::state::NodeState;
+use crate::state::{AttachMode, NodeState};
 use crate::sync::{Desired, SyncError, settings, sync};
 
 /// What [`apply`] did.
@@ -127,13 +128,7 @@ pub fn apply(state: &NodeState, pins: &Path) -> Result<Applied, ApplyError> {
     let (mut ebpf, reused) = open(state, &links, pins)?;
     let points = points(state);
     let folder = maps::links_folder(pins);
-    let mut kind = AttachKind::Tcx;
-    for (program, points) in points.iter().filter(|(_, points)| !points.is_empty()) {
-        let program = classifier(&mut ebpf, program)?;
-        for point in points {
-            kind = attach(program, point, &folder, state.options.attach)?;
-        }
-    }
+    let kind = load_and_attach(&mut ebpf, &points, &folder, state.options.attach)?;
     let all: Vec<&Point<'_>> = points.iter().flat_map(|(_, points)| points).collect();
     let wanted: Vec<PathBuf> = all.iter().map(|p| p.pin(&folder)).collect();
     remove_stale(&folder, &wanted).map_err(|source| ApplyError::Stale { path: folder, source })?;
@@ -287,13 +282,51 @@ fn load(
         .map_err(|source| ApplyError::Load { source: Box::new(source) })
 }
 
-/// A program of the object, loaded into the kernel.
+/// Loads each program and attaches it to its points, in their order. The next program is verified while
+/// the one before waits for its RCU grace periods; both take the same 10 to 16 ms.
+fn load_and_attach(
+    ebpf: &mut aya::Ebpf,
+    points: &[(&'static str, Vec<Point<'_>>)],
+    links: &Path,
+    mode: AttachMode,
+) -> Result<AttachKind, ApplyError> {
+    let mut programs: BTreeMap<&str, &mut Program> = ebpf.programs_mut().collect();
+    let wanted: Vec<_> = points
+        .iter()
+        .filter(|(_, points)| !points.is_empty())
+        .map(|(name, points)| {
+            (*name, points, programs.remove(name).expect("the object defines the four programs"))
+        })
+        .collect();
+    let mut kind = AttachKind::Tcx;
+    std::thread::scope(|scope| {
+        let (loaded, next) = mpsc::channel();
+        // Only attaching depends on the thread's network namespace.
+        scope.spawn(move || {
+            for (name, points, program) in wanted {
+                let done = classifier(name, program).map(|program| (points, program));
+                let failed = done.is_err();
+                if loaded.send(done).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        for loaded in next {
+            let (points, program) = loaded?;
+            for point in points {
+                kind = attach(program, point, links, mode)?;
+            }
+        }
+        Ok(kind)
+    })
+}
+
+/// Loads a program into the kernel.
 fn classifier<'a>(
-    ebpf: &'a mut aya::Ebpf,
     name: &'static str,
+    program: &'a mut Program,
 ) -> Result<&'a mut SchedClassifier, ApplyError> {
     let fail = |source| ApplyError::Program { program: name, source: Box::new(source) };
-    let program = ebpf.program_mut(name).expect("the object defines the four programs");
     let program: &mut SchedClassifier = program.try_into().map_err(fail)?;
     program.load().map_err(fail)?;
     Ok(program)

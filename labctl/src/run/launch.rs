@@ -34,9 +34,9 @@ pub(crate) struct Launched {
 
 /// Starts all of them; they then come up side by side.
 pub(crate) fn launch(lab: &Lab) -> Result<Launched, RoleError> {
-    // Backends first: they need nothing from the agents and are ready while programs are still loading.
-    let backends = backends(lab)?;
-    Ok(Launched { agents: agents(lab)?, backends })
+    // Agents first: backends need nothing from them and are ready while programs are still loading.
+    let agents = agents(lab)?;
+    Ok(Launched { agents, backends: backends(lab)? })
 }
 
 impl Launched {
@@ -73,7 +73,10 @@ fn agents(lab: &Lab) -> Result<Vec<Role>, RoleError> {
         agent.hand_over(&node_state(plan, node, interface))?;
         Ok(agent)
     };
-    plan.nodes.iter().map(start).collect()
+    // The nodes with the most hooks have the most to do.
+    let mut nodes: Vec<&NodePlan> = plan.nodes.iter().collect();
+    nodes.sort_by_key(|node| std::cmp::Reverse(node.pods.len()));
+    nodes.into_iter().map(start).collect()
 }
 
 fn backends(lab: &Lab) -> Result<Vec<Role>, RoleError> {
