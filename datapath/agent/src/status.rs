@@ -127,39 +127,30 @@ fn open(folder: &Path, map: &'static str) -> Result<MapData, StatusError> {
 }
 
 fn fill(folder: &Path, name: &'static str) -> Result<MapFill, StatusError> {
-    let fail = |source| StatusError::Map { map: name, source };
-    let info = MapInfo::from_pin(folder.join(name)).map_err(fail)?;
-    let entries = match name {
-        maps::FLOWS => Some(Map::LruHashMap(open(folder, name)?)),
-        maps::FRAGMENTS => Some(Map::LruHashMap(open(folder, name)?)),
-        maps::AFFINITY => Some(Map::LruHashMap(open(folder, name)?)),
-        maps::FRONTENDS | maps::BACKENDS | maps::BACKEND_SOCKETS | maps::ENDPOINTS | maps::NODES => {
-            Some(Map::HashMap(open(folder, name)?))
-        }
-        _ => None,
-    };
-    let entries = match entries {
-        None => None,
-        Some(map) => Some(count(map, name).map_err(fail)?),
-    };
-    Ok(MapFill { name: name.into(), entries, max_entries: info.max_entries() })
+    let info =
+        MapInfo::from_pin(folder.join(name)).map_err(|source| StatusError::Map { map: name, source })?;
+    Ok(MapFill { name: name.into(), entries: count(folder, name)?, max_entries: info.max_entries() })
 }
 
-/// Counts the keys of a hash map.
-fn count(map: Map, name: &str) -> Result<u32, MapError> {
+/// Counts the keys of a hash map; `None` for the other kinds.
+fn count(folder: &Path, name: &'static str) -> Result<Option<u32>, StatusError> {
     fn keys<K: aya::Pod, V: aya::Pod>(map: Map) -> Result<u32, MapError> {
         Ok(HashMap::<_, K, V>::try_from(map)?.keys().filter(Result::is_ok).count() as u32)
     }
-    match name {
-        maps::FLOWS => keys::<FlowKey, Flow>(map),
-        maps::FRAGMENTS => keys::<datapath_types::FragmentKey, datapath_types::FragmentPorts>(map),
-        maps::AFFINITY => keys::<datapath_types::AffinityKey, datapath_types::Affinity>(map),
-        maps::FRONTENDS => keys::<datapath_types::SocketKey, datapath_types::Frontend>(map),
-        maps::BACKENDS => keys::<u32, datapath_types::Backend>(map),
-        maps::BACKEND_SOCKETS => keys::<datapath_types::SocketKey, u32>(map),
-        maps::ENDPOINTS => keys::<u32, datapath_types::Endpoint>(map),
-        _ => keys::<u32, datapath_types::NodeEntry>(map),
-    }
+    let hash = || open(folder, name).map(Map::HashMap);
+    let lru = || open(folder, name).map(Map::LruHashMap);
+    let counted = match name {
+        maps::FLOWS => keys::<FlowKey, Flow>(lru()?),
+        maps::FRAGMENTS => keys::<datapath_types::FragmentKey, datapath_types::FragmentPorts>(lru()?),
+        maps::AFFINITY => keys::<datapath_types::AffinityKey, datapath_types::Affinity>(lru()?),
+        maps::FRONTENDS => keys::<datapath_types::SocketKey, datapath_types::Frontend>(hash()?),
+        maps::BACKENDS => keys::<u32, datapath_types::Backend>(hash()?),
+        maps::BACKEND_SOCKETS => keys::<datapath_types::SocketKey, u32>(hash()?),
+        maps::ENDPOINTS => keys::<u32, datapath_types::Endpoint>(hash()?),
+        maps::NODES => keys::<u32, datapath_types::NodeEntry>(hash()?),
+        _ => return Ok(None),
+    };
+    counted.map(Some).map_err(|source| StatusError::Map { map: name, source })
 }
 
 /// Sums a per-CPU array over the CPUs, for the slots that have a name.
