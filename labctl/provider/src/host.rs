@@ -98,15 +98,63 @@ pub struct HostInterface {
     pub pod: Option<String>,
 }
 
-/// A host of a lab: a network namespace `labctl-<lab>-<host>`.
+/// Where a host's processes are started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "in", rename_all = "kebab-case")]
+pub enum Place {
+    /// A network namespace of this machine, by the name that `ip netns list` shows; files are this machine's.
+    Namespace {
+        /// `labctl-<lab>-<host>`.
+        name: String,
+    },
+    /// A Docker container that has this program in it.
+    Container {
+        /// Its name.
+        name: String,
+        /// Path of labctl in it.
+        program: String,
+    },
+    /// A container of a pod that has this program in it.
+    Pod {
+        /// How to reach the cluster.
+        kubeconfig: PathBuf,
+        /// Context of the kubeconfig; `None` is its current one.
+        context: Option<String>,
+        /// Kubernetes namespace of the pod.
+        namespace: String,
+        /// Its name.
+        pod: String,
+        /// Name of the container in it.
+        container: String,
+        /// Path of labctl in it.
+        program: String,
+    },
+}
+
+/// The name that people know it by: `labctl-dsr-worker`, or `namespace/pod`.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Namespace { name } | Self::Container { name, .. } => f.pad(name),
+            Self::Pod { namespace, pod, .. } => f.pad(&format!("{namespace}/{pod}")),
+        }
+    }
+}
+
+/// A host of a lab: the client, a node, a pod, or the switch of a netns lab.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// Its name: the client's, a node's or a pod's name in the plan, or `switch`.
     pub name: String,
     /// What it is.
     pub kind: HostKind,
-    /// The name that `ip netns list` shows.
-    pub namespace: String,
+    /// Where its processes are started. A pod of a cluster has its node's place and
+    /// [`Host::in_pod`].
+    pub place: Place,
+    /// Set for a pod of a cluster: the role first joins the network namespace on that node that has this
+    /// address, so a pod needs neither labctl nor any rights of its own to be looked into.
+    #[serde(default)]
+    pub in_pod: Option<Ipv4Addr>,
     /// Its interfaces, the uplink `eth0` first.
     pub interfaces: Vec<HostInterface>,
     /// The lab that it belongs to.
@@ -114,9 +162,17 @@ pub struct Host {
 }
 
 impl Host {
+    /// The name that `ip netns list` shows; empty for a host that is no namespace of this machine.
+    pub fn namespace(&self) -> &str {
+        match &self.place {
+            Place::Namespace { name } => name,
+            Place::Container { .. } | Place::Pod { .. } => "",
+        }
+    }
+
     /// The file that holds the namespace, as `ip netns` expects it.
     pub fn netns(&self) -> PathBuf {
-        namespace::path_of(&self.namespace)
+        namespace::path_of(self.namespace())
     }
 
     /// The interface with this name.
@@ -163,11 +219,29 @@ impl Host {
 
     /// This program as `node <role> --lab <lab>` inside the host; the caller adds the role's own arguments.
     /// `down` and `gc` know the process by these words and by its namespace.
+    ///
+    /// In a container or a pod it is a relay: a process here whose stdin, stdout, stderr and exit status are
+    /// those of the role there, so that callers need not know the difference.
     pub fn role(&self, role: &str) -> Command {
         // The child resolves the link after the fork, when its executable still is this one: it
         // works also when the file on disk was replaced since.
-        let mut command = self.command("/proc/self/exe");
-        command.arg0("labctl").args(["node", role, "--lab", &self.lab]);
+        const THIS_PROGRAM: &str = "/proc/self/exe";
+        let program = match &self.place {
+            Place::Namespace { .. } => {
+                let mut command = self.command(THIS_PROGRAM);
+                command.arg0("labctl").args(["node", role, "--lab", &self.lab]);
+                return command;
+            }
+            Place::Container { program, .. } | Place::Pod { program, .. } => program,
+        };
+        let mut command = Command::new(THIS_PROGRAM);
+        command.arg0("labctl").args(["node", "relay", "--lab", &self.lab, "--to"]);
+        // A place is made of strings: it always has a JSON form.
+        command.arg(serde_json::to_string(&self.place).unwrap_or_default());
+        command.args(["--", program, "node", role, "--lab", &self.lab]);
+        if let Some(address) = self.in_pod {
+            command.args(["--in-pod", &address.to_string()]);
+        }
         command
     }
 }

@@ -13,7 +13,7 @@ mod lab;
 mod netns;
 mod steps;
 
-pub use host::{Host, HostInterface, HostKind, MacAddress, Peer};
+pub use host::{Host, HostInterface, HostKind, MacAddress, Peer, Place};
 pub use lab::{Lab, LabEntry, LabState};
 pub use netns::{
     BrokenNamespace, DownError, DownReport, GcError, GcReport, GcSweep, LabLock, LockError, NetlinkError,

@@ -54,7 +54,8 @@ struct Report<'a> {
 struct Client<'a> {
     name: &'a str,
     address: String,
-    namespace: &'a str,
+    /// Network namespace, container or pod.
+    place: String,
 }
 
 #[derive(Serialize)]
@@ -63,7 +64,8 @@ struct Node<'a> {
     role: String,
     address: String,
     pod_cidr: String,
-    namespace: &'a str,
+    /// Network namespace, container or pod.
+    place: String,
     /// `None` when the pins cannot be read; then [`Report::problems`] says why.
     datapath: Option<DatapathStatus>,
 }
@@ -117,7 +119,7 @@ fn gather(lab: &Lab) -> Report<'_> {
         client: Client {
             name: &plan.client.name,
             address: plan.client.address.to_string(),
-            namespace: &lab.client().namespace,
+            place: lab.client().place.to_string(),
         },
         service: &plan.service,
         nodes,
@@ -138,7 +140,7 @@ fn node<'a>(lab: &'a Lab, plan: &'a NodePlan, problems: &mut Vec<String>) -> Nod
         role: plan.role.to_string(),
         address: plan.address.to_string(),
         pod_cidr: plan.pod_cidr.to_string(),
-        namespace: lab.host(&plan.name).map_or("", |host| &host.namespace),
+        place: lab.host(&plan.name).map_or_else(String::new, |host| host.place.to_string()),
         datapath,
     }
 }
@@ -194,12 +196,10 @@ fn problems(problems: &[String], paint: Paint) -> String {
 
 fn hosts(report: &Report<'_>) -> String {
     let client = &report.client;
-    let first = [client.name, "client", &client.address, "-", client.namespace].map(str::to_owned);
-    let nodes = report
-        .nodes
-        .iter()
-        .map(|n| [n.name, &n.role, &n.address, &n.pod_cidr, n.namespace].map(str::to_owned));
-    table(["host", "role", "address", "pods", "namespace"], std::iter::once(first).chain(nodes))
+    let first = [client.name, "client", &client.address, "-", &client.place].map(str::to_owned);
+    let nodes =
+        report.nodes.iter().map(|n| [n.name, &n.role, &n.address, &n.pod_cidr, &n.place].map(str::to_owned));
+    table(["host", "role", "address", "pods", "place"], std::iter::once(first).chain(nodes))
 }
 
 fn backends(report: &Report<'_>) -> String {

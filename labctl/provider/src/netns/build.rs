@@ -273,7 +273,7 @@ impl Build<'_> {
         for (at, result) in made {
             let host = &hosts[at];
             opened.push(result.map_err(|source| UpError::Namespace { host: host.name.clone(), source })?);
-            self.did(Step::Namespaces, format!("namespace {}", host.namespace));
+            self.did(Step::Namespaces, format!("namespace {}", host.namespace()));
         }
         // Fewer than there are hosts only after a cancel.
         self.stop_if_cancelled()?;
@@ -334,7 +334,7 @@ fn make_some(
         }
         let host = &hosts[at];
         let mark = Mark { lab: host.lab.clone(), host: host.name.clone(), run_dir: run_dir.to_owned() };
-        made.push((at, namespace::make(&host.namespace, &mark, host.kind == HostKind::Node)));
+        made.push((at, namespace::make(host.namespace(), &mark, host.kind == HostKind::Node)));
     }
     made
 }

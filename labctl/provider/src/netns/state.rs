@@ -278,7 +278,7 @@ fn write(lock: &LabLock, plan: &Plan, hosts: &[Host], phase: Phase, created: u64
         version: env!("CARGO_PKG_VERSION"),
         created,
         phase,
-        namespaces: hosts.iter().map(|h| h.namespace.clone()).collect(),
+        namespaces: hosts.iter().map(|h| h.namespace().to_owned()).collect(),
         plan,
         hosts,
     };

@@ -13,7 +13,7 @@ use ipnet::Ipv4Net;
 use labctl_model::{Fault, NodePlan, Plan};
 
 use super::namespace::UPLINK;
-use crate::host::{Host, HostInterface, HostKind, MacAddress, Peer};
+use crate::host::{Host, HostInterface, HostKind, MacAddress, Peer, Place};
 
 /// Name of the host with the bridge.
 pub(super) const SWITCH: &str = "switch";
@@ -80,7 +80,7 @@ impl Topology {
 
     /// Names of all namespaces, in the order of the hosts.
     pub(super) fn namespaces(&self) -> Vec<String> {
-        self.hosts.iter().map(|h| h.namespace.clone()).collect()
+        self.hosts.iter().map(|h| h.namespace().to_owned()).collect()
     }
 
     /// A name that two hosts, or two interfaces of one host, would have.
@@ -106,7 +106,8 @@ impl Topology {
         self.hosts.push(Host {
             name: name.to_owned(),
             kind,
-            namespace: format!("labctl-{}-{name}", plan.lab),
+            place: Place::Namespace { name: format!("labctl-{}-{name}", plan.lab) },
+            in_pod: None,
             interfaces: Vec::new(),
             lab: plan.lab.clone(),
         });

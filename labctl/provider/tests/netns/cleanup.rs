@@ -236,7 +236,7 @@ fn gc_finds_processes_without_names_and_files() {
         let lab = up(&provider, &plan("dsr"));
         let mut server = role(lab.host("web-1").expect("it is up"), dir.path());
         for host in lab.hosts() {
-            run("ip", &["netns", "del", &host.namespace]);
+            run("ip", &["netns", "del", host.namespace()]);
         }
         unmount(&run_dir().join("dsr/bpf"));
         fs::remove_dir_all(run_dir()).expect("it can be removed");

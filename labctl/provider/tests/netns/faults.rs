@@ -160,7 +160,7 @@ fn pod_mtu() {
     isolated("faults::pod_mtu", || {
         let (provider, lab) = with(json!({"name": "pod-mtu", "mtu": 1280}), json!({"nodes": ["worker2"]}));
         let mtu = |name: &str, interface: &str| {
-            ip(&host(&lab, name).namespace, &["link", "show", interface])[0]["mtu"].clone()
+            ip(host(&lab, name).namespace(), &["link", "show", interface])[0]["mtu"].clone()
         };
         assert_eq!(mtu("web-1", "eth0"), 1280);
         assert_eq!(mtu("worker2", "lxc-web-1"), 1280);

@@ -17,8 +17,8 @@ fn hosts_links_and_addresses() {
         assert_eq!(lab.hosts().iter().map(|h| h.name.as_str()).collect::<Vec<_>>(), HOSTS);
         let names = run("ip", &["netns", "list"]);
         for host in lab.hosts() {
-            assert!(names.lines().any(|l| l.split(' ').next() == Some(&host.namespace)), "{names}");
-            let links = ip(&host.namespace, &["link"]);
+            assert!(names.lines().any(|l| l.split(' ').next() == Some(host.namespace())), "{names}");
+            let links = ip(host.namespace(), &["link"]);
             let links = links.as_array().expect("a list");
             assert_eq!(links.len(), host.interfaces.len() + 1, "{} has other links: {links:?}", host.name);
             for interface in &host.interfaces {
@@ -40,14 +40,15 @@ fn bridge_is_quiet_and_forwards() {
     isolated("topology::bridge_is_quiet_and_forwards", || {
         let provider = provider();
         let lab = up(&provider, &plan("dsr"));
-        let links = ip(&lab.switch().namespace, &["-d", "link"]);
+        let links = ip(lab.switch().expect("a netns lab has one").namespace(), &["-d", "link"]);
         let bridge = &find(&links, "br0")["linkinfo"]["info_data"];
         for option in ["stp_state", "forward_delay", "mcast_snooping"] {
             assert_eq!(bridge[option], 0, "{option}");
         }
         // Absent on a kernel that cannot filter.
         assert_eq!(bridge["vlan_filtering"].as_u64().unwrap_or(0), 0);
-        for port in lab.switch().interfaces.iter().filter(|i| i.peer.is_some()) {
+        for port in lab.switch().expect("a netns lab has one").interfaces.iter().filter(|i| i.peer.is_some())
+        {
             let link = find(&links, &port.name);
             assert_eq!(link["master"], "br0");
             assert_eq!(link["linkinfo"]["info_slave_data"]["state"], "forwarding");
@@ -208,7 +209,7 @@ fn find<'a>(links: &'a Value, name: &str) -> &'a Value {
 }
 
 fn routes(lab: &labctl_provider::Lab, host: &str) -> Vec<String> {
-    let routes = ip(&lab.host(host).expect("the host is there").namespace, &["route"]);
+    let routes = ip(lab.host(host).expect("the host is there").namespace(), &["route"]);
     let mut lines: Vec<_> = routes.as_array().expect("a list").iter().map(route).collect();
     lines.sort();
     lines
@@ -226,7 +227,7 @@ fn route(route: &Value) -> String {
 }
 
 fn addresses(lab: &labctl_provider::Lab, host: &str) -> Vec<String> {
-    let links = ip(&lab.host(host).expect("the host is there").namespace, &["address"]);
+    let links = ip(lab.host(host).expect("the host is there").namespace(), &["address"]);
     let mut lines = Vec::new();
     for link in links.as_array().expect("a list") {
         for address in link["addr_info"].as_array().into_iter().flatten() {
