@@ -68,7 +68,7 @@ impl Lab {
 
     /// As [`Lab::start_asking`], `concurrency` at a time.
     pub(crate) fn start_asking_by(&self, requests: Vec<Request>, concurrency: usize) -> Asking {
-        let options = FetchOptions { requests, concurrency, client: Client::Builtin };
+        let options = FetchOptions { requests, concurrency, per_second: None, client: Client::Builtin };
         let mut child = self
             .inside("client", env!("CARGO_BIN_EXE_labctl"))
             .args(["node", "fetch", "--lab", &self.name])

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+use std::num::NonZeroU32;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -53,7 +54,7 @@ impl Drop for Backend {
 }
 
 fn ask_with(client: Client, requests: Vec<Request>) -> Vec<Exchange> {
-    let options = FetchOptions { requests, concurrency: 64, client };
+    let options = FetchOptions { requests, concurrency: 64, per_second: None, client };
     fetch(&options, |_| Ok(())).expect("the requests make sense")
 }
 
@@ -180,6 +181,19 @@ fn a_thousand_short_connections() {
         assert_eq!(exchange.served_by.as_ref().map(|by| by.peer), Some(exchange.local));
     }
     assert!(took < Duration::from_secs(20), "1000 connections took {took:?}");
+}
+
+#[test]
+fn a_rate_spreads_the_requests() {
+    let backend = Backend::start(Ipv4Addr::LOCALHOST);
+    let requests = (1..=21).map(|id| tcp(id, backend.tcp())).collect();
+    let options =
+        FetchOptions { requests, concurrency: 64, per_second: NonZeroU32::new(200), client: Client::Builtin };
+    let began = Instant::now();
+    let exchanges = fetch(&options, |_| Ok(())).expect("the requests make sense");
+    assert_eq!(exchanges.iter().filter(|e| e.outcome == Outcome::Answered).count(), 21);
+    // Never early: twenty intervals of 5 ms lie before the last one.
+    assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
 }
 
 #[test]

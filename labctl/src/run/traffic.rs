@@ -102,7 +102,7 @@ pub(crate) fn first_request(
 
 /// A fetch of one request.
 fn one(request: Request) -> FetchOptions {
-    FetchOptions { requests: vec![request], concurrency: 1, client: Client::Builtin }
+    FetchOptions { requests: vec![request], concurrency: 1, per_second: None, client: Client::Builtin }
 }
 
 fn request(id: u32, protocol: Protocol, remote: SocketAddrV4, limit: Duration) -> Request {
@@ -170,7 +170,8 @@ impl Questions {
             let frontend = SocketAddrV4::new(address, plan.service.node_port);
             requests.push(request(requests.len() as u32 + 1, protocol, frontend, SILENCE));
         }
-        let options = FetchOptions { requests, concurrency: CONCURRENCY, client: Client::Builtin };
+        let options =
+            FetchOptions { requests, concurrency: CONCURRENCY, per_second: None, client: Client::Builtin };
         Self { options, answerable }
     }
 

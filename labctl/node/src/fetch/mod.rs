@@ -12,6 +12,7 @@ mod udp;
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, LocalSet};
+use tokio::time::{Instant, sleep_until};
 
 use crate::dialogue::MAX_DATAGRAM;
 use progress::{Progress, Trouble};
@@ -39,6 +41,9 @@ pub struct FetchOptions {
     /// Requests under way at once, at least 1.
     #[serde(default = "default_concurrency")]
     pub concurrency: usize,
+    /// Requests to begin in each second, evenly spread; without, each begins as soon as a slot is free.
+    #[serde(default)]
+    pub per_second: Option<NonZeroU32>,
     /// Who speaks.
     #[serde(default)]
     pub client: Client,
@@ -241,15 +246,25 @@ pub fn run(options: &FetchOptions, out: &mut dyn Write) -> Result<Vec<Exchange>,
 
 fn start(options: &FetchOptions) -> JoinSet<Exchange> {
     let slots = Rc::new(Semaphore::new(options.concurrency.max(1)));
+    let began = Instant::now();
     let mut running = JoinSet::new();
-    for request in &options.requests {
+    for (number, request) in (0u32..).zip(&options.requests) {
         let (request, slots, client) = (request.clone(), slots.clone(), options.client);
+        let begin = options.per_second.map(|rate| began + turn(number, rate));
         running.spawn_local(async move {
+            if let Some(begin) = begin {
+                sleep_until(begin).await;
+            }
             let _slot = slots.acquire().await.expect("the semaphore is never closed");
             exchange(&request, client).await
         });
     }
     running
+}
+
+/// When a request begins after the first one.
+fn turn(number: u32, per_second: NonZeroU32) -> Duration {
+    Duration::from_secs_f64(f64::from(number) / f64::from(per_second.get()))
 }
 
 /// One request from its start to its end, or to its deadline.

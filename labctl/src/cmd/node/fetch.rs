@@ -1,6 +1,7 @@
 //! `labctl node fetch`: the client.
 
 use std::net::SocketAddrV4;
+use std::num::NonZeroU32;
 
 use labctl_node::fetch::{self, Client, FetchOptions, Request, Transport};
 use labctl_wire::{Exchange, Outcome as Ending};
@@ -20,6 +21,9 @@ pub(crate) struct Args {
     /// Requests to send.
     #[arg(short = 'n', long, default_value_t = 1, value_name = "N")]
     count: u32,
+    /// Requests to begin in each second, evenly spread; without, one after the other.
+    #[arg(long, value_name = "N")]
+    rate: Option<NonZeroU32>,
     /// Own port of the first request; the next ones count up.
     #[arg(long, value_name = "PORT")]
     source_port: Option<u16>,
@@ -70,8 +74,9 @@ impl Args {
         };
         FetchOptions {
             requests: (1..=self.count).map(request).collect(),
-            // By hand, one after the other: the lines then come in order.
-            concurrency: 1,
+            // By hand and without a rate one after the other: the lines then come in order.
+            concurrency: if self.rate.is_some() { self.count as usize } else { 1 },
+            per_second: self.rate,
             client: if self.curl { Client::Curl } else { Client::Builtin },
         }
     }
