@@ -188,6 +188,8 @@ pub(crate) struct TrafficFile {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(rename = "Datapath")]
 pub(crate) struct DatapathFile {
+    /// Judge the load balancer that the cluster has, and load none: provider cluster only. Default: false.
+    pub(crate) external: Option<Given<bool>>,
     /// Take the DSR option out of a packet before the pod gets it. Default: true.
     pub(crate) strip_option: Option<Given<bool>>,
     /// Source ports of SNAT, first and last. Default: 61000-65535.

@@ -167,6 +167,10 @@ pub struct PodPlan {
 pub struct ServicePlan {
     /// Kubernetes name.
     pub name: String,
+    /// Kubernetes namespace of a Service that somebody else made, with whatever pods it has; `None` for one that
+    /// labctl makes, with backends that say whom they saw.
+    #[serde(default)]
+    pub foreign: Option<String>,
     /// ClusterIP frontend.
     pub cluster_ip: Ipv4Addr,
     /// Port of the ClusterIP frontend.
@@ -201,6 +205,9 @@ pub struct TrafficPlan {
 /// Switches of the bundled datapath.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatapathPlan {
+    /// The load balancer is the cluster's own: nothing is loaded, and of the other switches none has an effect.
+    #[serde(default)]
+    pub external: bool,
     /// Strip the option before the pod.
     pub strip_option: bool,
     /// First SNAT source port.

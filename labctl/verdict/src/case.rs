@@ -2,7 +2,7 @@
 //!
 //! Owns: every expectation that depends on the mode. Does not own: what did happen ([`crate::context`]).
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use labctl_model::{NodePlan, Plan, PodPlan, Protocol};
 use labctl_wire::{Direction, Exchange, Side};
@@ -38,6 +38,17 @@ pub(crate) struct Backend<'a> {
     pub(crate) pod: &'a PodPlan,
 }
 
+/// What becomes of the client's socket on the way to the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rewrite {
+    /// The backend sees the client's own.
+    Never,
+    /// The backend sees an address of the node that was asked.
+    Always,
+    /// Either will do.
+    Maybe,
+}
+
 /// One exchange and what its mode makes of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Case<'a> {
@@ -51,6 +62,8 @@ pub(crate) struct Case<'a> {
     pub(crate) direct: bool,
     /// It must not be answered.
     pub(crate) refusal: bool,
+    /// The load balancer is not ours.
+    pub(crate) external: bool,
 }
 
 impl<'a> Case<'a> {
@@ -66,6 +79,7 @@ impl<'a> Case<'a> {
             backend: None,
             direct: plan.returns_directly(protocol),
             refusal,
+            external: plan.datapath.external,
         }
     }
 
@@ -74,10 +88,20 @@ impl<'a> Case<'a> {
         self.backend.is_some_and(|b| b.node != self.ingress)
     }
 
-    /// Whether the source of requests is rewritten. A backend on the node that was asked needs no source NAT:
-    /// its replies pass that node anyway.
+    /// Whether replies must pass the node that was asked because the source of requests is rewritten. A backend on
+    /// that node needs no source NAT: its replies pass it anyway.
     pub(crate) fn source_rewritten(&self) -> bool {
         !self.direct && self.is_remote()
+    }
+
+    /// What the backend may see as its peer. Other load balancers, kube-proxy among them, rewrite the source for a
+    /// backend on the node that was asked too.
+    pub(crate) fn rewrite(&self) -> Rewrite {
+        match (self.source_rewritten(), self.external && !self.direct) {
+            (true, _) => Rewrite::Always,
+            (false, true) => Rewrite::Maybe,
+            (false, false) => Rewrite::Never,
+        }
     }
 
     /// Whether its requests carry the DSR option between the nodes.
@@ -149,9 +173,12 @@ impl<'a> Case<'a> {
         way.iter().find(|w| w.place == place && w.direction == direction).map(|w| w.hops)
     }
 
-    /// What the backend should see as its peer's address.
-    pub(crate) fn peer_address(&self, plan: &Plan) -> std::net::Ipv4Addr {
-        if self.source_rewritten() { plan.nodes[self.ingress].address } else { *self.exchange.local.ip() }
+    /// Whether a rewritten source may have this address. The bundled datapath takes the node's; others take that
+    /// of whichever of the node's interfaces the packet leaves by, such as the pods' gateway.
+    pub(crate) fn is_of_ingress(&self, plan: &Plan, address: Ipv4Addr) -> bool {
+        let node = &plan.nodes[self.ingress];
+        let is_pod = || plan.backends().any(|(_, pod)| pod.address == address);
+        address == node.address || (self.external && node.pod_cidr.contains(&address) && !is_pod())
     }
 
     /// The backend's own socket.

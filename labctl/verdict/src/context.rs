@@ -1,9 +1,9 @@
 //! What happened, worked out once for all checks: roles of the points, exchanges of the packets, ways taken.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use datapath_types::option::WireOrder;
-use labctl_model::{Plan, WireFormat};
+use labctl_model::{Plan, ProviderKind, WireFormat};
 use labctl_wire::packet::{Ipv4, Mac};
 use labctl_wire::{
     CapturePoint, Captured, Direction, Exchange, HostKind, LogicalPacket, PointInfo, Side, Tag, flow, hop,
@@ -166,6 +166,17 @@ impl<'a> Context<'a> {
             WireFormat::Network => WireOrder::Network,
             WireFormat::Cilium => WireOrder::Cilium,
         }
+    }
+
+    /// Whether an address is a pod's. In somebody else's cluster the range of all pods is known node by node only:
+    /// what lies between may be anything, the nodes themselves too.
+    pub(crate) fn is_pod(&self, address: Ipv4Addr) -> bool {
+        let plan = self.plan;
+        if plan.provider != ProviderKind::Cluster {
+            return plan.pod_cidr.contains(&address);
+        }
+        let of_backend = plan.backends().any(|(_, pod)| !pod.host_network && pod.address == address);
+        of_backend || plan.nodes.iter().any(|node| node.pod_cidr.contains(&address))
     }
 
     /// Whether the lab switched segmentation and checksum offloads off everywhere.

@@ -9,7 +9,7 @@ use lab::build::{ACK, Body, Packet, RST, Sum};
 use lab::{
     CLIENT, CONTROL, HOME, INGRESS, POD, Paper, Step, What, ip, link, mac_of, place_backend, plan, vip,
 };
-use labctl_model::{ExpectedStatus, Fault, FaultPlan, FaultScope, Mode, Plan, WireFormat};
+use labctl_model::{ExpectedStatus, Fault, FaultPlan, FaultScope, Mode, Plan, ProviderKind, WireFormat};
 use labctl_verdict::{Evidence, Judgement, Status, Verdict, annotate, judge};
 use labctl_wire::Direction::{In, Out};
 use labctl_wire::packet::Mac;
@@ -696,4 +696,139 @@ fn damaged_captures_never_panic() {
             assert_eq!(judgement.verdict, Verdict::Fail, "a capture full of damage passed");
         }
     }
+}
+
+// Load balancers that are not ours.
+
+/// The same packets, as if a cluster's own load balancer had moved them, and expected to be of a mode.
+fn external(mut evidence: Evidence, mode: Mode) -> Evidence {
+    let plan = &mut evidence.plan;
+    (plan.mode, plan.provider, plan.datapath.external) = (mode, ProviderKind::Cluster, true);
+    // It counts nothing for us.
+    evidence.drops.clear();
+    evidence
+}
+
+/// Only the option, which is the bundled datapath's own, is not judged.
+#[track_caller]
+fn assert_external_passes(evidence: &Evidence) {
+    let judgement = judge(evidence);
+    let found = not_passed(&judgement);
+    assert_eq!(found.keys().copied().collect::<Vec<_>>(), ["dsr-option"], "{found:#?}");
+    assert_eq!(found["dsr-option"].0, Status::Skip);
+    assert_eq!(judgement.verdict, Verdict::Pass);
+}
+
+#[test]
+fn an_external_load_balancer_passes_where_it_does_what_is_expected() {
+    for mode in MODES {
+        assert_external_passes(&external(Paper::new(plan(mode)).run(), mode));
+    }
+}
+
+/// A node without a backend may also say no.
+#[test]
+fn an_external_load_balancer_may_refuse() {
+    let mut refused = Paper::new(plan(Mode::Local)).run();
+    refused.refusals[0].outcome = Outcome::Failed { error: "cannot connect: connection refused".into() };
+    assert_external_passes(&external(refused.clone(), Mode::Local));
+    assert_fails(&refused, &["request-path"], "did not time out");
+    refused.refusals[0].outcome = Outcome::Answered;
+    let judged = not_passed(&judge(&external(refused, Mode::Local)));
+    assert_eq!(judged["request-path"].0, Status::Fail);
+}
+
+/// What kube-proxy does, judged by what direct server return promises.
+#[test]
+fn source_nat_fails_where_direct_return_is_expected() {
+    let judged = not_passed(&judge(&external(Paper::new(plan(Mode::Snat)).run(), Mode::Dsr)));
+    let says = |check: &str, why: &str| {
+        let (status, summary) = &judged[check];
+        assert_eq!(*status, Status::Fail, "{check}");
+        assert!(summary.contains(why), "{summary:?} does not say `{why}`");
+    };
+    says(
+        "client-ip",
+        "reports 172.18.0.3 as peer, expected 172.18.0.1: it is an address of the ingress node worker",
+    );
+    says("return-path", "a reply of tcp request 1 crossed the ingress node worker");
+    says("l2-source", "reply frame from");
+}
+
+#[test]
+fn direct_return_fails_where_source_nat_is_expected() {
+    let judged = not_passed(&judge(&external(Paper::new(plan(Mode::Dsr)).run(), Mode::Snat)));
+    let (status, summary) = &judged["client-ip"];
+    assert_eq!(*status, Status::Fail);
+    assert!(summary.contains("reports 172.18.0.1 as peer, expected 172.18.0.3"), "{summary}");
+    assert_eq!(judged["return-path"].0, Status::Fail);
+}
+
+/// kube-proxy masquerades for a backend on the node that was asked as well, by the address of the pods' link.
+#[test]
+fn an_external_load_balancer_may_rewrite_the_source_on_the_backends_own_node() {
+    let on_worker = || {
+        let mut plan = plan(Mode::Snat);
+        place_backend(&mut plan, "worker", false);
+        // The pod keeps its address out of worker2's range: give worker that one.
+        (plan.nodes[1].pod_cidr, plan.nodes[1].pod_gateway) =
+            (plan.nodes[2].pod_cidr, plan.nodes[2].pod_gateway);
+        plan.nodes[2].pod_cidr = "10.0.9.0/24".parse().unwrap();
+        plan
+    };
+    assert_external_passes(&external(Paper::new(on_worker()).run(), Mode::Snat));
+    let masqueraded = |address: std::net::Ipv4Addr| {
+        let masquerade = move |s: &mut Step| {
+            let inside = s.point == POD || s.point.ends_with(":lxc1");
+            match (inside, s.reply) {
+                (true, false) => s.packet.src.set_ip(address),
+                (true, true) => s.packet.dst.set_ip(address),
+                _ => {}
+            }
+        };
+        let mut evidence = Paper::new(on_worker()).spoil(masquerade).run();
+        for exchange in &mut evidence.exchanges {
+            exchange.served_by.as_mut().unwrap().peer.set_ip(address);
+        }
+        evidence
+    };
+    let gateway = on_worker().nodes[1].pod_gateway;
+    assert_external_passes(&external(masqueraded(gateway), Mode::Snat));
+    assert_eq!(
+        not_passed(&judge(&masqueraded(gateway)))["client-ip"].0,
+        Status::Fail,
+        "the bundled datapath promises the client's address there"
+    );
+    // Another node's address would be wrong all the same, and so would the client's where dsr is expected.
+    let stranger = not_passed(&judge(&external(masqueraded(ip(4)), Mode::Snat)));
+    assert_eq!(stranger["client-ip"].0, Status::Fail);
+    let direct = not_passed(&judge(&external(masqueraded(gateway), Mode::Dsr)));
+    assert_eq!(direct["client-ip"].0, Status::Fail);
+}
+
+/// A backend that does not say whom it saw: what its pod received is enough, and nothing else is.
+#[test]
+fn packets_at_the_pod_are_witness_enough() {
+    let silent = |mut evidence: Evidence| {
+        evidence.exchanges.iter_mut().for_each(|e| e.served_by = None);
+        external(evidence, Mode::Snat)
+    };
+    assert_external_passes(&silent(Paper::new(plan(Mode::Snat)).run()));
+    let unseen = silent(spoiled(Mode::Snat, |s| s.keep = s.point != POD));
+    assert_eq!(not_passed(&judge(&unseen))["client-ip"].0, Status::Inconclusive);
+}
+
+/// Somebody else's pods lie in many ranges, and nodes may lie between them.
+#[test]
+fn a_pod_of_a_foreign_cluster_is_known_by_its_nodes_range() {
+    let mut kept = external(Paper::new(plan(Mode::Snat)).run(), Mode::Snat);
+    kept.plan.pod_cidr = "0.0.0.0/0".parse().unwrap();
+    assert_external_passes(&kept);
+    let leaked = spoiled(Mode::Snat, |s| {
+        if s.reply && s.is(CLIENT, In) && s.number == 1 {
+            s.packet.src.set_ip(std::net::Ipv4Addr::new(10, 0, 1, 77));
+        }
+    });
+    let judged = not_passed(&judge(&external(leaked, Mode::Snat)));
+    assert_eq!(judged["reply-source"].0, Status::Fail);
 }

@@ -99,23 +99,33 @@ impl CaptureFile {
     pub fn read(input: impl Read) -> Result<Self, CaptureError> {
         let mut file = Self::default();
         for block in Reader::new(input) {
-            match block? {
-                Block::Interface(interface) => file.points.push(point_info(&interface)?),
-                Block::Packet(p) => file.packets.push(Captured::new(
-                    p.interface as usize,
-                    p.ts_ns,
-                    p.direction,
-                    p.original_len,
-                    p.data,
-                )),
-                Block::Statistics(s) => {
-                    let point = &mut file.points[s.interface as usize];
-                    (point.received, point.dropped) = (s.received, s.dropped);
-                }
-            }
+            file.take(block?)?;
         }
         file.sort();
         Ok(file)
+    }
+
+    /// Adds what a stream says next, for whoever must know how far it is. [`Self::merge`] then puts the
+    /// packets in the order of time.
+    ///
+    /// # Errors
+    /// [`CaptureError::LinkType`].
+    pub fn take(&mut self, block: Block) -> Result<(), CaptureError> {
+        match block {
+            Block::Interface(interface) => self.points.push(point_info(&interface)?),
+            Block::Packet(p) => self.packets.push(Captured::new(
+                p.interface as usize,
+                p.ts_ns,
+                p.direction,
+                p.original_len,
+                p.data,
+            )),
+            Block::Statistics(s) => {
+                let point = &mut self.points[s.interface as usize];
+                (point.received, point.dropped) = (s.received, s.dropped);
+            }
+        }
+        Ok(())
     }
 
     /// One capture of many: points in the order of the files, packets by time. Packets with equal times keep

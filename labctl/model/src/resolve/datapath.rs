@@ -6,7 +6,7 @@ use super::service::NODE_PORTS;
 use super::{Report, given_or, place_of};
 use crate::diagnostic::Diagnostic;
 use crate::file::LabFile;
-use crate::plan::{DatapathPlan, NodePlan, ServicePlan};
+use crate::plan::{DatapathPlan, NodePlan, ProviderKind, ServicePlan};
 
 /// Linux' default net.ipv4.ip_local_port_range: ports of the node's own connections.
 const EPHEMERAL_PORTS: RangeInclusive<u16> = 32768..=60999;
@@ -22,6 +22,7 @@ pub(super) fn resolve(
     report: &mut Report,
 ) -> DatapathPlan {
     let mut plan = DatapathPlan {
+        external: false,
         strip_option: true,
         snat_port_min: 61000,
         snat_port_max: u16::MAX,
@@ -29,6 +30,7 @@ pub(super) fn resolve(
         events: false,
     };
     if let Some(datapath) = &file.datapath {
+        plan.external = given_or(&datapath.external, plan.external);
         plan.strip_option = given_or(&datapath.strip_option, plan.strip_option);
         plan.flows = given_or(&datapath.flows, plan.flows);
         plan.events = given_or(&datapath.events, plan.events);
@@ -36,9 +38,22 @@ pub(super) fn resolve(
             (plan.snat_port_min, plan.snat_port_max) = (ports.first, ports.last);
         }
         check_flows(file, plan.flows, report);
+        check_external(file, report);
     }
     check_snat_ports(file, plan.snat_port_min..=plan.snat_port_max, service, nodes, report);
     plan
+}
+
+/// Only somebody else's cluster has a load balancer already.
+fn check_external(file: &LabFile, report: &mut Report) {
+    let given = file.datapath.as_ref().and_then(|datapath| datapath.external.as_ref());
+    let Some(given) = given.filter(|given| ***given) else { return };
+    let provider = given_or(&file.provider, ProviderKind::Netns);
+    if provider != ProviderKind::Cluster {
+        let message = format!("provider `{provider}` has no load balancer of its own to judge");
+        let help = "write `provider: cluster`, or leave this out and use `labctl up --provider cluster --datapath external`";
+        report.push(Diagnostic::new(given.place, message).help(help));
+    }
 }
 
 fn check_flows(file: &LabFile, flows: u32, report: &mut Report) {

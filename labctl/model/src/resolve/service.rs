@@ -23,6 +23,7 @@ const MAX_AFFINITY_SECONDS: u32 = 86_400;
 pub(super) fn resolve(file: &LabFile, topology: &Topology, report: &mut Report) -> ServicePlan {
     let mut plan = ServicePlan {
         name: "web".to_owned(),
+        foreign: None,
         cluster_ip: Ipv4Addr::new(10, 96, 0, 80),
         port: 80,
         node_port: 32000,

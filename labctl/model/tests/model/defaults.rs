@@ -110,6 +110,13 @@ fn a_host_network_backend_has_its_nodes_address() {
 }
 
 #[test]
+fn a_cluster_may_bring_its_own_load_balancer() {
+    let plan = lab("snat", "[{node: b}]", "provider: cluster\ndatapath: {external: true}\n");
+    assert!(plan.datapath.external);
+    assert!(!lab("snat", "[{node: b}]", "").datapath.external);
+}
+
+#[test]
 fn everything_that_can_be_said_is_taken() {
     let more = "provider: netns\nwire: cilium\noverlay: none\nmtu: 9000\nkind: {image: 'kindest/node:v1.34.0'}\n\
                 service: {nodePort: 8443, allowAnyNodePort: true, sessionAffinity: ClientIP, sessionAffinitySeconds: 60}\n\

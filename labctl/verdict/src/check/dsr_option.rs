@@ -1,7 +1,7 @@
 //! dsr-option: between the ingress node and another backend node each TCP SYN and each UDP request carries the
 //! option, nothing else does; its value is the frontend in the byte order of the lab; the pod gets it only if
 //! the lab does not strip it. Where the source is rewritten, and for a backend on the ingress node, there is no
-//! option anywhere.
+//! option anywhere. Other load balancers have other ways to say it, or none.
 
 use std::net::SocketAddrV4;
 
@@ -14,6 +14,11 @@ use crate::context::{Context, Seen};
 use crate::findings::Findings;
 
 pub(super) fn check(context: &Context<'_>) -> Findings {
+    if context.plan.datapath.external {
+        return Findings::skip(
+            "the option is the bundled datapath's; this load balancer is the cluster's own",
+        );
+    }
     let mut findings = Findings::default();
     let (mut tagged, mut plain) = (0, 0);
     for seen in context.seen_answered() {

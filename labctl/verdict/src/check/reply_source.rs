@@ -59,7 +59,7 @@ fn wrong_source(seen: &Seen<'_, '_>) -> Option<String> {
 
 /// Whether a node sends a pod's address out towards the client.
 fn leaks(context: &Context<'_>, seen: &Seen<'_, '_>) -> bool {
-    seen.ip.dst == context.plan.client.address && context.plan.pod_cidr.contains(&seen.ip.src)
+    seen.ip.dst == context.plan.client.address && context.is_pod(seen.ip.src)
 }
 
 /// Looks at every IPv4 packet on the client's link, whosever it is; returns how many.
@@ -74,7 +74,7 @@ fn pod_addresses(findings: &mut Findings, context: &Context<'_>) -> u32 {
         count += 1;
         let quote = packet.frame.icmp().and_then(|i| i.quote.as_deref());
         let quoted = quote.map(|q| [q.ipv4.src, q.ipv4.dst]).into_iter().flatten();
-        let is_pod = |a: &Ipv4Addr| context.plan.pod_cidr.contains(a);
+        let is_pod = |address: &Ipv4Addr| context.is_pod(*address);
         if let Some(address) = [ip.src, ip.dst].into_iter().chain(quoted).find(is_pod) {
             findings.offence(index, format!("pod address {address} on the client's link"));
         }

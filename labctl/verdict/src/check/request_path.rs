@@ -4,6 +4,8 @@
 
 use datapath_types::DropReason;
 use labctl_model::TrafficPolicy;
+use labctl_wire::hop::Kind;
+use labctl_wire::packet::TcpFlags;
 use labctl_wire::{Direction, LogicalPacket, Outcome, Side};
 
 use crate::case::{Case, Place};
@@ -99,7 +101,9 @@ fn refusals(findings: &mut Findings, context: &Context<'_>) -> u32 {
     for (index, case) in context.refusals() {
         asked_nodes[case.ingress] += refusal(findings, context, index, case);
     }
-    for (node, dropped) in asked_nodes.iter().enumerate().filter(|(_, n)| **n > 0) {
+    // Nobody but the bundled datapath counts for us.
+    let counts = !plan.datapath.external;
+    for (node, dropped) in asked_nodes.iter().enumerate().filter(|(_, n)| counts && **n > 0) {
         counted(findings, context, node, *dropped);
     }
     let count = context.refusals().count() as u32;
@@ -113,7 +117,13 @@ fn refusals(findings: &mut Findings, context: &Context<'_>) -> u32 {
 /// One request that must get nothing; returns its packets seen at the node that was asked.
 fn refusal(findings: &mut Findings, context: &Context<'_>, index: usize, case: &Case<'_>) -> u64 {
     let node = &context.plan.nodes[case.ingress].name;
-    if !matches!(case.exchange.outcome, Outcome::TimedOut { .. }) {
+    let refused = match case.exchange.outcome {
+        Outcome::TimedOut { .. } => true,
+        // Silence is the bundled datapath's promise; others may say no.
+        Outcome::Failed { .. } => case.external,
+        Outcome::Answered | Outcome::Corrupt { .. } => false,
+    };
+    if !refused {
         findings.complaint(format!("{} to {node}, which has no backend, did not time out", case.name()));
     }
     findings.require(context, Place::Client);
@@ -122,6 +132,7 @@ fn refusal(findings: &mut Findings, context: &Context<'_>, index: usize, case: &
     for packet in context.packets.iter().filter(|p| p.tag.exchange == index) {
         let asked = Place::Uplink(case.ingress);
         match packet.tag.side {
+            Side::Reply if case.external && says_no(context, packet) => {}
             Side::Reply => {
                 if let Some(seen) = context.at(packet, Place::Client, Direction::In) {
                     findings.offence(seen, format!("{node} has no backend, and {} got a reply", case.name()));
@@ -144,6 +155,13 @@ fn refusal(findings: &mut Findings, context: &Context<'_>, index: usize, case: &
         );
     }
     arrived
+}
+
+/// Whether a packet refuses a request: a TCP reset or an ICMP error.
+fn says_no(context: &Context<'_>, packet: &LogicalPacket) -> bool {
+    let is_reset =
+        |index: usize| context.captured(index).frame.tcp().is_some_and(|tcp| tcp.flags.has(TcpFlags::RST));
+    packet.kind == Kind::Icmp || packet.sightings.iter().any(|s| is_reset(s.packet))
 }
 
 /// The node counted what it dropped.

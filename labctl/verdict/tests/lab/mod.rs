@@ -69,6 +69,7 @@ pub(crate) fn plan(mode: Mode) -> Plan {
         ],
         service: ServicePlan {
             name: "web".into(),
+            foreign: None,
             cluster_ip: Ipv4Addr::new(10, 96, 0, 10),
             port: 80,
             node_port: 32_000,
@@ -80,6 +81,7 @@ pub(crate) fn plan(mode: Mode) -> Plan {
         },
         traffic: TrafficPlan { via: "worker".into(), requests: 2, datagrams: 2, response_bytes: 2500 },
         datapath: DatapathPlan {
+            external: false,
             strip_option: true,
             snat_port_min: 32_768,
             snat_port_max: 65_535,
