@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::process::Stdio;
 
 use datapath_agent::{
-    Applied, AttachMode, BackendState, DatapathMode, DatapathOptions, LocalPod, NodeState, Proto,
+    Applied, AttachMode, BackendState, DatapathMode, DatapathOptions, LocalPod, MapRoom, NodeState, Proto,
     ServiceState,
 };
 use labctl_model::{Mode, NodePlan, Plan, Protocol, TrafficPolicy, WireFormat};
@@ -67,6 +67,7 @@ fn service(plan: &Plan, protocol: Protocol) -> ServiceState {
         port: plan.service.target_port,
         node,
         terminating: false,
+        retired: false,
     };
     ServiceState {
         id: 1,
@@ -74,6 +75,7 @@ fn service(plan: &Plan, protocol: Protocol) -> ServiceState {
         cluster_ip: Some((plan.service.cluster_ip, plan.service.port)),
         node_port: Some(plan.service.node_port),
         local_only: plan.service.external_traffic_policy == TrafficPolicy::Local,
+        internal_local: false,
         affinity_seconds: None,
         backends: plan.backends().map(|(node, pod)| backend(pod.address, node.address)).collect(),
     }
@@ -93,6 +95,7 @@ fn options(plan: &Plan) -> DatapathOptions {
         flows: plan.datapath.flows,
         events: plan.datapath.events,
         host_clients: false,
+        room: MapRoom::default(),
         attach: AttachMode::Auto,
         mutation: 0,
     }

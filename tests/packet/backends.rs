@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use aya::maps::HashMap;
-use datapath_agent::{DatapathMode, DatapathMode::*, NodeState, Proto, backend_id};
+use datapath_agent::{DatapathMode, DatapathMode::*, NodeState, Proto, ServiceState, backend_id};
 use datapath_types::Backend;
 
 use crate::frame::{ACK, FIN, Frame, Icmp, RST, SYN, at};
@@ -58,6 +58,85 @@ fn a_terminating_backend_keeps_its_flows_and_gets_no_new_ones() {
             assert_eq!(new, OTHER, "a new flow went to the terminating backend");
         }
     }
+}
+
+#[test]
+fn a_retired_backend_keeps_its_flows_and_never_gets_a_new_one() {
+    let mut retired = state(WORKER, Dsr, &[(POD, WORKER2)]);
+    let mut worker = Node::new(&retired).expect("loads");
+    destination(&mut worker, &request(SYN));
+    for backend in retired.services.iter_mut().flat_map(|s| &mut s.backends) {
+        backend.retired = true;
+    }
+    worker.sync(&retired);
+    assert_eq!(destination(&mut worker, &request(ACK)), POD, "a living flow moved");
+    let new = request(SYN).from(at(CLIENT, 20000));
+    let answer = Icmp::port_unreachable(WORKER, CLIENT, new.quote(20)).bytes();
+    worker.assert_answer("from_netdev", &new.bytes(), &answer, "no-backend");
+}
+
+#[test]
+fn a_backend_of_two_services_leaves_only_when_both_let_it_go() {
+    let one = state(WORKER, Dsr, &[(POD, WORKER2)]);
+    let mut other = one.services.clone();
+    for service in &mut other {
+        (service.id, service.cluster_ip, service.node_port) = (2, Some((CLUSTER_IP, 81)), None);
+        service.backends[0].retired = true;
+    }
+    let in_order = |first: &[ServiceState], second: &[ServiceState]| NodeState {
+        services: [first, second].concat(),
+        ..one.clone()
+    };
+    let leaves = |state: &NodeState| {
+        let mut worker = Node::new(state).expect("loads");
+        let map = worker.ebpf.map_mut("BACKENDS").expect("the object has it");
+        let backends: HashMap<_, u32, Backend> = HashMap::try_from(map).expect("a hash map");
+        let backend = backends.get(&backend_id(POD, POD_PORT, Proto::Tcp), 0).expect("it is there");
+        backend.is_terminating()
+    };
+    assert!(!leaves(&in_order(&one.services, &other)), "the second service let it go for both");
+    assert!(!leaves(&in_order(&other, &one.services)), "the first service let it go for both");
+    assert!(leaves(&in_order(&other, &[])), "nobody wants it any more");
+}
+
+/// While tables and frontends are written one after the other, packets pass: a table that another service
+/// takes over would send them to its backends.
+#[test]
+fn a_frontend_keeps_its_table_when_services_come_and_go() {
+    let one = state(WORKER, Dsr, &[(POD, WORKER2)]);
+    let mut more = one.clone();
+    for (number, mut service) in one.services.iter().cloned().enumerate() {
+        (service.id, service.cluster_ip, service.node_port) = (2, Some((CLUSTER_IP, 79)), Some(31000));
+        service.backends[0].address = OTHER;
+        more.services.insert(number, service);
+    }
+    let worker = Node::new(&one).expect("loads");
+    let before = worker.tables();
+    worker.sync(&more);
+    let both = worker.tables();
+    for (frontend, table) in &before {
+        assert_eq!(both.get(frontend), Some(table), "the table of {frontend:?} changed hands");
+    }
+    let fresh = both.iter().filter(|(frontend, _)| !before.contains_key(*frontend));
+    assert!(fresh.clone().count() > 0, "the second service has no frontends");
+    for (frontend, table) in fresh {
+        assert!(!before.values().any(|taken| taken == table), "{frontend:?} took table {table}");
+    }
+    worker.sync(&one);
+    assert_eq!(worker.tables(), before);
+}
+
+#[test]
+fn the_cluster_ip_can_be_held_to_backends_of_this_node() {
+    let mut local = state(WORKER, Dsr, &[(POD, WORKER2)]);
+    for service in &mut local.services {
+        service.internal_local = true;
+    }
+    let mut worker = Node::new(&local).expect("loads");
+    let inside = Frame::tcp(at(LOCAL_POD, 50000), at(CLUSTER_IP, 80), SYN);
+    let answer = Icmp::port_unreachable(CLUSTER_IP, LOCAL_POD, inside.quote(20)).bytes();
+    worker.assert_answer("from_pod", &inside.bytes(), &answer, "no-backend");
+    assert_eq!(destination(&mut worker, &request(SYN)), POD, "the policy is for clients inside only");
 }
 
 #[test]

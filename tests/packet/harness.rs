@@ -7,10 +7,12 @@ use anyhow::Result;
 use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use datapath_agent::{
-    AttachMode, BackendState, DatapathMode, DatapathOptions, FlowRecord, Links, LocalPod, NodeState, Proto,
-    ServiceState,
+    AttachMode, BackendState, DatapathMode, DatapathOptions, FlowRecord, Links, LocalPod, MapRoom, NodeState,
+    Proto, ServiceState,
 };
-use datapath_types::{Counter, DropReason, Endpoint, Event, Flow, FlowKey, FlowKind, MARK_DONE};
+use datapath_types::{
+    Counter, DropReason, Endpoint, Event, Flow, FlowKey, FlowKind, Frontend, MARK_DONE, SocketKey,
+};
 use labctl_tests::bpffs::BpfFs;
 
 use crate::check::assert_frame;
@@ -143,6 +145,7 @@ pub(crate) fn state(node: Ipv4Addr, mode: DatapathMode, backends: &[(Ipv4Addr, I
         cluster_ip: Some((CLUSTER_IP, 80)),
         node_port: Some(NODE_PORT),
         local_only: mode == DatapathMode::Local,
+        internal_local: false,
         affinity_seconds: None,
         backends: backends
             .iter()
@@ -151,6 +154,7 @@ pub(crate) fn state(node: Ipv4Addr, mode: DatapathMode, backends: &[(Ipv4Addr, I
                 port: POD_PORT,
                 node: *node,
                 terminating: false,
+                retired: false,
             })
             .collect(),
     };
@@ -174,6 +178,7 @@ pub(crate) fn state(node: Ipv4Addr, mode: DatapathMode, backends: &[(Ipv4Addr, I
             flows: 1024,
             events: false,
             host_clients: false,
+            room: MapRoom::default(),
             attach: AttachMode::Auto,
             mutation: 0,
         },
@@ -210,6 +215,14 @@ impl Node {
     /// Brings the pinned maps to another state, as a newly started agent does; the programs stay.
     pub(crate) fn sync(&self, state: &NodeState) {
         let _ = datapath_agent::open(state, &self.links, self.fs.path()).expect("the pins are reused");
+    }
+
+    /// The Maglev table of each frontend, by address, port and protocol in packet order.
+    pub(crate) fn tables(&self) -> BTreeMap<(u32, u16, u8), u32> {
+        let map: HashMap<_, SocketKey, Frontend> =
+            HashMap::try_from(Map::HashMap(pin(&self.fs, "FRONTENDS"))).expect("a hash map");
+        let pairs = map.iter().map(|pair| pair.expect("the map can be read"));
+        pairs.map(|(key, frontend)| ((key.addr, key.port, key.proto), frontend.table)).collect()
     }
 
     /// Runs one program once on a frame.

@@ -8,18 +8,18 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
-use aya::maps::Array;
+use aya::maps::{Array, MapInfo};
 use aya::programs::tc::TcAttachType;
 use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{EbpfError, EbpfLoader};
-use datapath_types::{ABI_VERSION, Endpoint};
+use datapath_types::{ABI_VERSION, Endpoint, Settings};
 use serde::{Deserialize, Serialize};
 
 use crate::attach::{AttachError, AttachKind, Point, attach, remove_stale};
 use crate::maps;
 use crate::object::{OBJECT, supports_mutations};
 use crate::state::{AttachMode, NodeState};
-use crate::sync::{Desired, SyncError, settings, sync};
+use crate::sync::{Desired, SyncError, Written, settings, sync};
 
 /// What [`apply`] did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,19 +121,88 @@ fn hint(error: &EbpfError) -> &'static str {
 /// [`ApplyError`]. What was attached before a failure stays attached: it was right before, or the caller
 /// takes the whole lab down.
 pub fn apply(state: &NodeState, pins: &Path) -> Result<Applied, ApplyError> {
-    if state.options.mutation != 0 && !supports_mutations() {
-        return Err(ApplyError::Mutation(state.options.mutation));
+    Datapath::start(state, pins).map(|(_, applied)| applied)
+}
+
+/// A datapath whose agent stays, to change it as the desired state changes. Dropping it leaves the datapath
+/// working on its pins.
+#[derive(Debug)]
+pub struct Datapath {
+    ebpf: aya::Ebpf,
+    pins: PathBuf,
+    settings: Settings,
+    written: Written,
+    /// Interface index behind each link pin.
+    attached: BTreeMap<PathBuf, u32>,
+    kind: AttachKind,
+}
+
+impl Datapath {
+    /// As [`apply`], and keeps the loaded programs.
+    ///
+    /// # Errors
+    /// As [`apply`].
+    pub fn start(state: &NodeState, pins: &Path) -> Result<(Self, Applied), ApplyError> {
+        if state.options.mutation != 0 && !supports_mutations() {
+            return Err(ApplyError::Mutation(state.options.mutation));
+        }
+        let links = Links::of(state)?;
+        let (ebpf, reused, written) = open_maps(state, &links, pins)?;
+        let mut datapath = Self {
+            ebpf,
+            pins: pins.to_path_buf(),
+            settings: settings(state, links.uplink.ifindex, links.uplink.mtu),
+            written,
+            attached: BTreeMap::new(),
+            kind: AttachKind::Tcx,
+        };
+        let attached = datapath.attach(state, &links)?;
+        let kind = datapath.kind;
+        Ok((datapath, Applied { attached, kind, reused }))
     }
-    let links = Links { uplink: interface(state, &state.uplink)?, pods: endpoints(state)? };
-    let (mut ebpf, reused) = open(state, &links, pins)?;
-    let points = points(state);
-    let folder = maps::links_folder(pins);
-    let kind = load_and_attach(&mut ebpf, &points, &folder, state.options.attach)?;
-    let all: Vec<&Point<'_>> = points.iter().flat_map(|(_, points)| points).collect();
-    let wanted: Vec<PathBuf> = all.iter().map(|p| p.pin(&folder)).collect();
-    remove_stale(&folder, &wanted).map_err(|source| ApplyError::Stale { path: folder, source })?;
-    let attached = all.iter().map(|p| format!("{}@{}", p.program, p.interface)).collect();
-    Ok(Applied { attached, kind, reused })
+
+    /// Makes the datapath what `state` says. Programs that run already stay as they are, unless the settings
+    /// that are compiled into them changed; then all are replaced as by [`apply`].
+    ///
+    /// # Errors
+    /// [`ApplyError`]. The next update does what this one could not.
+    pub fn update(&mut self, state: &NodeState) -> Result<Applied, ApplyError> {
+        let links = Links::of(state)?;
+        if settings(state, links.uplink.ifindex, links.uplink.mtu) != self.settings {
+            let (datapath, applied) = Self::start(state, &self.pins)?;
+            *self = datapath;
+            return Ok(applied);
+        }
+        sync(&mut self.ebpf, Desired::new(state, &links.pods), &mut self.written)?;
+        let attached = self.attach(state, &links)?;
+        Ok(Applied { attached, kind: self.kind, reused: true })
+    }
+
+    /// Attaches what is not attached yet and removes the links that are not wanted any more. Gives
+    /// `program@interface` of all.
+    fn attach(&mut self, state: &NodeState, links: &Links) -> Result<Vec<String>, ApplyError> {
+        let folder = maps::links_folder(&self.pins);
+        let index = |interface: &str| links.index(state, interface);
+        let points = points(state);
+        let all: Vec<&Point<'_>> = points.iter().flat_map(|(_, points)| points).collect();
+        let wanted: BTreeMap<PathBuf, u32> =
+            all.iter().map(|point| (point.pin(&folder), index(point.interface))).collect();
+        let names = all.iter().map(|p| format!("{}@{}", p.program, p.interface)).collect();
+        let is_new =
+            |point: &Point<'_>| self.attached.get(&point.pin(&folder)) != Some(&index(point.interface));
+        let mut missing = points.clone();
+        for (_, points) in &mut missing {
+            points.retain(is_new);
+        }
+        self.attached.retain(|pin, index| wanted.get(pin) == Some(index));
+        if missing.iter().any(|(_, points)| !points.is_empty()) {
+            self.kind = load_and_attach(&mut self.ebpf, &missing, &folder, state.options.attach)?;
+        }
+        let pins: Vec<PathBuf> = wanted.keys().cloned().collect();
+        remove_stale(&folder, &pins).map_err(|source| ApplyError::Stale { path: folder, source })?;
+        self.attached = wanted;
+        Ok(names)
+    }
 }
 
 /// What the node's interfaces are to the kernel.
@@ -145,18 +214,45 @@ pub struct Links {
     pub pods: BTreeMap<Ipv4Addr, Endpoint>,
 }
 
+impl Links {
+    fn of(state: &NodeState) -> Result<Self, ApplyError> {
+        Ok(Self { uplink: interface(state, &state.uplink)?, pods: endpoints(state)? })
+    }
+
+    /// Index of one of the state's interfaces.
+    fn index(&self, state: &NodeState, interface: &str) -> u32 {
+        let pod = state.pods.iter().find(|pod| pod.interface == interface);
+        pod.and_then(|pod| self.pods.get(&pod.address)).unwrap_or(&self.uplink).ifindex
+    }
+}
+
 /// Loads the object with its maps pinned and filled, but no program loaded or attached yet; true if pins
 /// of an earlier agent were taken over. [`apply`] goes on from here; packet tests run the programs.
 ///
 /// # Errors
 /// [`ApplyError`].
 pub fn open(state: &NodeState, links: &Links, pins: &Path) -> Result<(aya::Ebpf, bool), ApplyError> {
+    open_maps(state, links, pins).map(|(ebpf, reused, _)| (ebpf, reused))
+}
+
+fn open_maps(
+    state: &NodeState,
+    links: &Links,
+    pins: &Path,
+) -> Result<(aya::Ebpf, bool, Written), ApplyError> {
     let reused = prepare_pins(pins)?;
     let desired = Desired::new(state, &links.pods);
     let mut ebpf = load(state, pins, links.uplink, &desired)?;
     write_abi(&mut ebpf)?;
-    sync(&mut ebpf, &desired, reused)?;
-    Ok((ebpf, reused))
+    let mut written = Written::open(&mut ebpf, reused, maglev_slots(pins)?)?;
+    sync(&mut ebpf, desired, &mut written)?;
+    Ok((ebpf, reused, written))
+}
+
+/// Size of the pinned Maglev map: that of whoever made it.
+fn maglev_slots(pins: &Path) -> Result<u32, SyncError> {
+    let info = MapInfo::from_pin(maps::folder(pins).join(maps::MAGLEV));
+    info.map(|info| info.max_entries()).map_err(SyncError::map(maps::MAGLEV))
 }
 
 /// Makes the pin folders; true if an earlier agent's pins of our layout are there.
@@ -183,23 +279,32 @@ pub(crate) fn read_abi(pin: &Path) -> Option<u32> {
 }
 
 fn write_abi(ebpf: &mut aya::Ebpf) -> Result<(), SyncError> {
-    let fail = |source| SyncError { map: maps::ABI, source };
+    let fail = SyncError::map(maps::ABI);
     let map = ebpf.map_mut(maps::ABI).expect("the object defines every map in maps::ALL");
     let mut array: Array<_, u32> = Array::try_from(map).map_err(fail)?;
     array.set(0, ABI_VERSION, 0).map_err(fail)
 }
 
-/// Index and MTU of an interface of this namespace.
 fn interface(state: &NodeState, name: &str) -> Result<Endpoint, ApplyError> {
-    let fail = |source| ApplyError::Interface { node: state.node.clone(), interface: name.into(), source };
-    let c_name = CString::new(name).map_err(|e| fail(e.into()))?;
+    interface_link(name).map_err(|source| ApplyError::Interface {
+        node: state.node.clone(),
+        interface: name.into(),
+        source,
+    })
+}
+
+/// Index and MTU of an interface of the calling thread's network namespace.
+///
+/// # Errors
+/// `ENODEV` if there is no such interface.
+pub fn interface_link(name: &str) -> io::Result<Endpoint> {
+    let c_name = CString::new(name)?;
     // SAFETY: a NUL-terminated string.
     let index = unsafe { libc::if_nametoindex(c_name.as_ptr()) };
     if index == 0 {
-        return Err(fail(io::Error::last_os_error()));
+        return Err(io::Error::last_os_error());
     }
-    let mtu = mtu_of(&c_name).map_err(fail)?;
-    Ok(Endpoint { ifindex: index, mtu })
+    Ok(Endpoint { ifindex: index, mtu: mtu_of(&c_name)? })
 }
 
 /// Asks the kernel with SIOCGIFMTU: sysfs shows the mount's namespace, not the thread's.
@@ -236,8 +341,8 @@ fn endpoints(state: &NodeState) -> Result<BTreeMap<Ipv4Addr, Endpoint>, ApplyErr
 }
 
 /// Room for at least `need` entries, and some to grow into while pinned.
-fn room(need: usize) -> u32 {
-    (need as u32 * 2).next_power_of_two().max(64)
+fn room(need: usize, wished: u32) -> u32 {
+    (need as u32 * 2).next_power_of_two().max(64).max(wished)
 }
 
 /// A loader that has not read the kernel's BTF. `EbpfLoader::new` of aya 0.14 parses all of
@@ -264,18 +369,19 @@ fn load(
 ) -> Result<aya::Ebpf, ApplyError> {
     let settings = settings(state, uplink.ifindex, uplink.mtu);
     let folder = maps::folder(pins);
-    let tables = desired.maglev.len() as u32 / datapath_types::MAGLEV_SLOTS;
+    let wish = state.options.room;
+    let tables = (desired.tables.len() as u32 + 4).next_power_of_two().max(wish.tables);
     let ring = if state.options.events { 256 * 1024 } else { 4096 };
     loader()
         .btf(None)
         .default_map_pin_directory(&folder)
         .override_global("SETTINGS", &settings, true)
-        .map_max_entries(maps::FRONTENDS, room(desired.frontends.len()))
-        .map_max_entries(maps::BACKENDS, room(desired.backends.len()))
-        .map_max_entries(maps::BACKEND_SOCKETS, room(desired.sockets.len()))
-        .map_max_entries(maps::MAGLEV, (tables + 4).next_power_of_two() * datapath_types::MAGLEV_SLOTS)
-        .map_max_entries(maps::ENDPOINTS, room(desired.endpoints.len()))
-        .map_max_entries(maps::NODES, room(desired.nodes.len()))
+        .map_max_entries(maps::FRONTENDS, room(desired.frontends.len(), wish.frontends))
+        .map_max_entries(maps::BACKENDS, room(desired.backends.len(), wish.backends))
+        .map_max_entries(maps::BACKEND_SOCKETS, room(desired.sockets.len(), wish.backends))
+        .map_max_entries(maps::MAGLEV, tables * datapath_types::MAGLEV_SLOTS)
+        .map_max_entries(maps::ENDPOINTS, room(desired.endpoints.len(), wish.pods))
+        .map_max_entries(maps::NODES, room(desired.nodes.len(), wish.nodes))
         .map_max_entries(maps::FLOWS, state.options.flows)
         .map_max_entries(maps::EVENTS, ring)
         .load(OBJECT)
@@ -321,14 +427,17 @@ fn load_and_attach(
     })
 }
 
-/// Loads a program into the kernel.
+/// Loads a program into the kernel, if it is not there yet.
 fn classifier<'a>(
     name: &'static str,
     program: &'a mut Program,
 ) -> Result<&'a mut SchedClassifier, ApplyError> {
     let fail = |source| ApplyError::Program { program: name, source: Box::new(source) };
     let program: &mut SchedClassifier = program.try_into().map_err(fail)?;
-    program.load().map_err(fail)?;
+    // It is, where a pod came later.
+    if program.fd().is_err() {
+        program.load().map_err(fail)?;
+    }
     Ok(program)
 }
 

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{
-    self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcError, TcHandle,
+    self, NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcAttachType, TcError,
+    TcHandle,
 };
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier};
 use serde::{Deserialize, Serialize};
@@ -138,13 +139,15 @@ fn is_unsupported(error: &AttachError) -> bool {
 
 fn attach_tcx(program: &mut SchedClassifier, point: &Point<'_>, links: &Path) -> Result<(), AttachError> {
     let pin = point.pin(links);
-    let id = match pinned_link(&pin)? {
-        Some(link) => program.attach_to_link(link),
-        None => program.attach_with_options(
-            point.interface,
-            point.hook,
-            TcAttachOptions::TcxOrder(LinkOrder::default()),
-        ),
+    let id = match pinned_link(&pin)?.map(|link| program.attach_to_link(link)) {
+        // The link outlived its interface, and another has its name now.
+        Some(Err(error)) if is_defunct(&error) => {
+            fs::remove_file(&pin)
+                .map_err(|e| AttachError::Pin { path: pin.clone(), reason: e.to_string() })?;
+            attach_new_tcx(program, point)
+        }
+        Some(replaced) => replaced,
+        None => attach_new_tcx(program, point),
     };
     let link = id.and_then(|id| program.take_link(id)).map_err(|e| point.attach_error(e))?;
     if pin.exists() {
@@ -155,6 +158,20 @@ fn attach_tcx(program: &mut SchedClassifier, point: &Point<'_>, links: &Path) ->
     let link = FdLink::try_from(link).map_err(|e| unpinnable(e.to_string()))?;
     link.pin(&pin).map_err(|e| unpinnable(e.to_string()))?;
     Ok(())
+}
+
+fn attach_new_tcx(
+    program: &mut SchedClassifier,
+    point: &Point<'_>,
+) -> Result<SchedClassifierLinkId, ProgramError> {
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    program.attach_with_options(point.interface, point.hook, options)
+}
+
+/// `tcx_link_update` in kernel/bpf/tcx.c: the link's interface is gone.
+fn is_defunct(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(error) = error else { return false };
+    error.io_error.raw_os_error() == Some(libc::ENOLINK)
 }
 
 /// The link at a pin, if there is one.

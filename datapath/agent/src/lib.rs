@@ -5,23 +5,27 @@
 //!
 //! Everything is pinned below one folder of a bpffs, so nothing here needs to keep running: the datapath
 //! lives on its pins, and [`apply`] on existing pins replaces programs atomically and updates maps in
-//! place. Call it from a thread that is in the node's network namespace.
+//! place. An agent that stays keeps a [`Datapath`], whose updates touch only what differs. Both belong to a
+//! thread that is in the node's network namespace.
 
 mod apply;
 mod attach;
 mod maglev;
 mod maps;
 mod object;
+mod remove;
 mod state;
 mod status;
 mod sync;
 
-pub use apply::{Applied, ApplyError, Links, apply, open};
+pub use apply::{Applied, ApplyError, Datapath, Links, apply, interface_link, open};
 pub use attach::{AttachError, AttachKind};
 pub use maglev::maglev_table;
 pub use object::{OBJECT, supports_mutations};
+pub use remove::{RemoveError, remove};
 pub use state::{
-    AttachMode, BackendState, DatapathMode, DatapathOptions, LocalPod, NodeState, Proto, ServiceState,
+    AttachMode, BackendState, DatapathMode, DatapathOptions, LocalPod, MapRoom, NodeState, Proto,
+    ServiceState,
 };
 pub use status::{DatapathStatus, FlowRecord, MapFill, ProgramStatus, StatusError, flows, status};
 pub use sync::{SyncError, backend_id, settings};

@@ -47,6 +47,9 @@ pub struct ServiceState {
     pub node_port: Option<u16>,
     /// externalTrafficPolicy Local.
     pub local_only: bool,
+    /// internalTrafficPolicy Local: the ClusterIP only has this node's backends.
+    #[serde(default)]
+    pub internal_local: bool,
     /// sessionAffinity ClientIP with its time-out in seconds.
     pub affinity_seconds: Option<u32>,
     /// Backends.
@@ -72,8 +75,11 @@ pub struct BackendState {
     pub port: u16,
     /// Address of the node that it runs on.
     pub node: Ipv4Addr,
-    /// Keeps its flows, gets no new ones.
+    /// Keeps its flows, gets no new ones, unless all are terminating.
     pub terminating: bool,
+    /// Keeps its flows, never gets a new one: it is not ready, or has left the service.
+    #[serde(default)]
+    pub retired: bool,
 }
 
 /// Forwarding mode.
@@ -124,7 +130,33 @@ pub struct DatapathOptions {
     /// How to attach.
     #[serde(default)]
     pub attach: AttachMode,
+    /// Room to grow into.
+    #[serde(default)]
+    pub room: MapRoom,
     /// Number of a [`datapath_types::Mutation`]; refused by objects built without feature `mutations`.
     #[serde(default)]
     pub mutation: u32,
+}
+
+/// Least sizes of the maps. A map keeps the size that it was made with as long as it is pinned, so who
+/// expects services, pods or nodes to come asks for room at the start. The default is room for the state
+/// itself and as much again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapRoom {
+    /// Frontends: for each service port one of the ClusterIP and one of the NodePort on each node.
+    pub frontends: u32,
+    /// Backends of all services.
+    pub backends: u32,
+    /// Maglev tables: one for each service port, two where a traffic policy is Local.
+    pub tables: u32,
+    /// Pods of this node.
+    pub pods: u32,
+    /// Nodes.
+    pub nodes: u32,
+}
+
+impl MapRoom {
+    /// For a cluster whose services nobody knows beforehand: a thousand service ports, 20 MiB a node.
+    pub const CLUSTER: Self =
+        Self { frontends: 16384, backends: 8192, tables: 1024, pods: 1024, nodes: 1024 };
 }

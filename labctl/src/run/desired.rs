@@ -1,7 +1,8 @@
 //! Plan to node state: what each node's datapath has to be. Pure.
 
 use datapath_agent::{
-    AttachMode, BackendState, DatapathMode, DatapathOptions, LocalPod, NodeState, Proto, ServiceState,
+    AttachMode, BackendState, DatapathMode, DatapathOptions, LocalPod, MapRoom, NodeState, Proto,
+    ServiceState,
 };
 use labctl_model::{Affinity, Mode, NodePlan, Plan, Protocol, TrafficPolicy, WireFormat};
 
@@ -39,6 +40,7 @@ fn service(plan: &Plan, protocol: Protocol) -> ServiceState {
         cluster_ip: Some((service.cluster_ip, service.port)),
         node_port: Some(service.node_port),
         local_only: service.external_traffic_policy == TrafficPolicy::Local,
+        internal_local: false,
         affinity_seconds: match service.session_affinity {
             Affinity::ClientIP => Some(service.affinity_seconds),
             Affinity::None => None,
@@ -50,6 +52,7 @@ fn service(plan: &Plan, protocol: Protocol) -> ServiceState {
                 port: service.target_port,
                 node: node.address,
                 terminating: false,
+                retired: false,
             })
             .collect(),
     }
@@ -69,6 +72,7 @@ fn options(plan: &Plan) -> DatapathOptions {
         flows: plan.datapath.flows,
         events: plan.datapath.events,
         host_clients: false,
+        room: MapRoom::default(),
         attach: attach_mode(),
         mutation: mutation(),
     }
