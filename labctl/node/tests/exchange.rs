@@ -20,13 +20,18 @@ struct Backend {
 
 impl Backend {
     fn start(address: Ipv4Addr) -> Self {
+        Self::lingering(address, Duration::ZERO)
+    }
+
+    fn lingering(address: Ipv4Addr, linger: Duration) -> Self {
         let (sender, ready) = mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let thread = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
             tokio::task::LocalSet::new().block_on(&runtime, async {
-                let options = ServeOptions { node: "worker2".into(), pod: "web-1".into(), address, port: 0 };
+                let options =
+                    ServeOptions { node: "worker2".into(), pod: "web-1".into(), address, port: 0, linger };
                 let server = Server::bind(&options).expect("loopback can be bound");
                 sender.send(server.ready()).expect("the test waits");
                 server.serve(async { drop(stopped.await) }).await;
@@ -48,8 +53,9 @@ impl Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         drop(self.stop.take());
-        let ended = self.thread.take().map(JoinHandle::join);
-        assert!(matches!(ended, Some(Ok(()))), "the backend thread panicked");
+        if let Some(thread) = self.thread.take() {
+            assert!(thread.join().is_ok(), "the backend thread panicked");
+        }
     }
 }
 
@@ -347,6 +353,33 @@ fn a_connection_carries_many_requests() {
 }
 
 #[test]
+fn a_stopped_backend_lingers_until_nobody_asks() {
+    let mut backend = Backend::lingering(Ipv4Addr::LOCALHOST, Duration::from_secs(60));
+    drop(backend.stop.take());
+    let stopped = Instant::now();
+    // More than it stays without requests.
+    while stopped.elapsed() < Duration::from_secs(3) {
+        assert_eq!(ask(tcp(1, backend.tcp())).outcome, Outcome::Answered, "a new connection was refused");
+        assert_eq!(ask(udp(2, backend.udp())).outcome, Outcome::Answered, "a datagram was not answered");
+    }
+    let quiet = Instant::now();
+    backend.thread.take().expect("it runs").join().expect("it ends well");
+    let lingered = quiet.elapsed();
+    assert!(lingered > Duration::from_secs(1), "it left {lingered:?} after the last request");
+    assert!(lingered < Duration::from_secs(30), "it stayed {lingered:?} though nobody asked");
+}
+
+#[test]
+fn a_lingering_backend_ends_in_time_whoever_asks() {
+    let mut backend = Backend::lingering(Ipv4Addr::LOCALHOST, Duration::from_secs(1));
+    let _open = std::net::TcpStream::connect(backend.tcp()).expect("the backend listens");
+    let stopped = Instant::now();
+    drop(backend.stop.take());
+    backend.thread.take().expect("it runs").join().expect("it ends well");
+    assert!(stopped.elapsed() < Duration::from_secs(30), "it stayed {:?}", stopped.elapsed());
+}
+
+#[test]
 fn a_taken_port_is_named() {
     let backend = Backend::start(Ipv4Addr::LOCALHOST);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
@@ -356,6 +389,7 @@ fn a_taken_port_is_named() {
         pod: "p".into(),
         address: Ipv4Addr::LOCALHOST,
         port: backend.ready.tcp.port(),
+        linger: Duration::ZERO,
     };
     let error = Server::bind(&options).expect_err("the port is taken");
     assert!(matches!(error, ServeError::Taken { protocol: "tcp", .. }), "{error}");

@@ -98,6 +98,9 @@ pub struct Request {
     /// Path to ask instead of the one that the sizes imply; then the body is not checked. TCP only.
     #[serde(default)]
     pub path: Option<String>,
+    /// Every complete reply is one, whatever its status: the server is anybody's. TCP only.
+    #[serde(default)]
+    pub any_status: bool,
     /// TCP: bytes to download (0: a short JSON reply). UDP: size of the whole reply datagram, unless its
     /// first line is longer.
     #[serde(default)]
@@ -129,6 +132,7 @@ impl Request {
             source_address: None,
             source_port: None,
             path: None,
+            any_status: false,
             response_bytes: 0,
             upload_bytes: 0,
             timeout_ms: DEFAULT_TIMEOUT_MS,

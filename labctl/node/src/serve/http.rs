@@ -33,11 +33,12 @@ pub(super) async fn serve(listener: TcpListener, identity: Rc<Identity>, limit: 
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let connection = Connection::new(&stream, peer, &identity);
+                let connected = identity.activity.connected();
                 tokio::task::spawn_local(async move {
                     if let Ok(connection) = connection {
                         connection.serve(stream).await;
                     }
-                    drop(slot);
+                    drop((slot, connected));
                 });
             }
             // The peer went away in the queue, or the machine is short of files or memory: the next
@@ -99,6 +100,7 @@ impl Connection {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Reply {
+        self.identity.activity.asked();
         let mut reply = self.route(request).await;
         let headers = reply.headers_mut();
         headers.insert(dialogue::NODE, self.identity.node_header.clone());

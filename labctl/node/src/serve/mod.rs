@@ -3,12 +3,14 @@
 //! Owns: binding both sockets, the ready line, serving until told to stop. Does not own: what a reply says
 //! (`http`, `udp`), nor where it runs. Started inside a pod or, for hostNetwork backends, inside a node.
 
+mod activity;
 mod http;
 mod udp;
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::rc::Rc;
+use std::time::Duration;
 
 use hyper::header::HeaderValue;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -17,6 +19,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
+
+use self::activity::Activity;
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -38,6 +42,10 @@ pub struct ServeOptions {
     pub address: Ipv4Addr,
     /// Port of both protocols; 0 lets the kernel choose, for each protocol its own.
     pub port: u16,
+    /// How long to go on after a stop as long as requests come: those who send them hear of it a little later.
+    /// Zero ends at once.
+    #[serde(default)]
+    pub linger: Duration,
 }
 
 /// The ready line: `{"ready":true,"tcp":"10.0.1.108:8080","udp":"10.0.1.108:8080"}`.
@@ -110,6 +118,7 @@ struct Identity {
     pod: String,
     node_header: HeaderValue,
     pod_header: HeaderValue,
+    activity: Rc<Activity>,
 }
 
 impl Identity {
@@ -125,6 +134,7 @@ impl Identity {
             pod_header: header("pod", &options.pod)?,
             node: options.node.clone(),
             pod: options.pod.clone(),
+            activity: Rc::default(),
         }))
     }
 }
@@ -136,6 +146,7 @@ pub struct Server {
     tcp: TcpListener,
     udp: UdpSocket,
     ready: ServeReady,
+    linger: Duration,
 }
 
 impl Server {
@@ -157,7 +168,7 @@ impl Server {
             TcpListener::from_std(tcp.into()).map_err(ServeError::system("hand tcp to the event loop"))?;
         let udp =
             UdpSocket::from_std(udp.into()).map_err(ServeError::system("hand udp to the event loop"))?;
-        Ok(Self { identity, tcp, udp, ready })
+        Ok(Self { identity, tcp, udp, ready, linger: options.linger })
     }
 
     /// The bound sockets.
@@ -165,12 +176,16 @@ impl Server {
         self.ready
     }
 
-    /// Serves until `stop` completes, then drops every connection. Must run inside a
+    /// Serves until `stop` completes, lingers if it was told to, then drops every connection. Must run inside a
     /// [`tokio::task::LocalSet`].
     pub async fn serve(self, stop: impl Future<Output = ()>) {
+        let activity = self.identity.activity.clone();
         let udp = tokio::task::spawn_local(udp::serve(self.udp, self.identity.clone()));
         let tcp = tokio::task::spawn_local(http::serve(self.tcp, self.identity, connection_limit()));
         stop.await;
+        if !self.linger.is_zero() {
+            activity.quiet(self.linger).await;
+        }
         tcp.abort();
         udp.abort();
     }

@@ -39,6 +39,7 @@ pub(super) async fn serve(socket: UdpSocket, identity: Rc<Identity>) {
         // An error belongs to an earlier reply (a port that closed): the next datagram is unaffected.
         let Ok(Some(envelope)) = received else { continue };
         let Some(reply) = reply(&buffer[..envelope.len], &envelope, port, &identity) else { continue };
+        identity.activity.asked();
         // A reply that cannot be sent is a lost datagram; the client's deadline reports it.
         let _lost = socket.async_io(Interest::WRITABLE, || send(&socket, &reply, &envelope)).await;
     }

@@ -1,6 +1,7 @@
 //! `labctl node serve`: a backend.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use labctl_node::serve::{self, ServeOptions};
 
@@ -23,11 +24,20 @@ pub(crate) struct Args {
     /// Port to bind for both protocols; 0 lets the kernel choose.
     #[arg(long)]
     port: u16,
+    /// After SIGTERM, go on for up to so many seconds as long as requests come.
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    linger: u64,
 }
 
 impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
-        let options = ServeOptions { node: self.node, pod: self.pod, address: self.address, port: self.port };
+        let options = ServeOptions {
+            node: self.node,
+            pod: self.pod,
+            address: self.address,
+            port: self.port,
+            linger: Duration::from_secs(self.linger),
+        };
         serve::run(&options, &mut ui.stdout())
             .map_err(|error| Failure::because(Exit::SetupFailed, "serve", &error))?;
         Ok(Exit::Ok)
