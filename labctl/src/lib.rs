@@ -15,6 +15,7 @@ mod failure;
 mod host;
 mod pick;
 mod run;
+mod target;
 mod ui;
 
 pub use exit::Exit;

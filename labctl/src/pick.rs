@@ -7,11 +7,12 @@ use std::fs;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use labctl_model::{LabFileError, Plan, builtin_lab, builtin_names};
-use labctl_provider::{Lab, NetnsProvider};
+use labctl_model::{LabFileError, Plan, ProviderKind, builtin_lab, builtin_names};
+use labctl_provider::{Lab, Labs};
 
 use crate::exit::Exit;
 use crate::failure::{Failure, did_you_mean};
+use crate::host::require_privileges;
 use crate::run::complete;
 
 /// The folder that holds a project's labs, under the current directory.
@@ -106,20 +107,36 @@ pub(crate) fn lab_up<'a>(name: Option<&str>, up: &'a [String], command: &str) ->
     }
 }
 
-/// The lab that a command works with: complete, and up.
+/// The lab that a command works with: complete, and up. What its provider needs is asked for on the way.
 ///
 /// # Errors
-/// As [`lab_up`], and [`Exit::LabNotUp`] for one that is half-made or whose state cannot be read.
-pub(crate) fn find_up(provider: &NetnsProvider, name: Option<&str>, command: &str) -> Result<Lab, Failure> {
-    let labs = provider.list().map_err(|error| Failure::failed(Exit::SetupFailed, &error))?;
-    let names: Vec<String> = labs.iter().map(|entry| entry.name.clone()).collect();
+/// As [`lab_up`], [`Exit::HostUnfit`] for a lab that needs root, and [`Exit::LabNotUp`] for one that is half-made or
+/// whose state cannot be read.
+pub(crate) fn find_up(labs: &Labs, name: Option<&str>, command: &str) -> Result<Lab, Failure> {
+    let known = labs.list().map_err(|error| Failure::failed(Exit::SetupFailed, &error))?;
+    let names: Vec<String> = known.iter().map(|entry| entry.name.clone()).collect();
     let name = lab_up(name, &names, command)?;
-    match provider.find(name) {
+    let provider = known.iter().find(|entry| entry.name == name).map(|entry| entry.provider);
+    let Some(provider) = provider else { return Err(not_up(name, &names)) };
+    require_for(provider, &format!("labctl {command} {name}"))?;
+    match labs.find(provider, name) {
         Ok(Some(lab)) if complete::is_marked(&lab) => Ok(lab),
         Ok(Some(_)) => Err(Failure::new(Exit::LabNotUp, format!("lab \"{name}\" is not complete"))
             .hint(format!("wait for its up to end, or: labctl down {name}"))),
         Ok(None) => Err(not_up(name, &names)),
         Err(error) => Err(Failure::failed(Exit::LabNotUp, &error)),
+    }
+}
+
+/// What a provider needs of whoever types `command`: root for namespaces. Docker and clusters say themselves what they
+/// need.
+///
+/// # Errors
+/// [`Exit::HostUnfit`] with the remedy.
+pub(crate) fn require_for(provider: ProviderKind, command: &str) -> Result<(), Failure> {
+    match provider {
+        ProviderKind::Netns => require_privileges(command),
+        ProviderKind::Kind | ProviderKind::Cluster => Ok(()),
     }
 }
 

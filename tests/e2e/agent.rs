@@ -13,7 +13,8 @@ use datapath_agent::{
 };
 use labctl_model::{Mode, NodePlan, Plan, Protocol, TrafficPolicy, WireFormat};
 
-use crate::lab::{Lab, text};
+use crate::lab::Lab;
+use crate::verdict::text;
 
 impl Lab {
     /// The state of each node.

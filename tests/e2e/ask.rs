@@ -9,7 +9,8 @@ use std::process::{Child, Stdio};
 use labctl_node::fetch::{Client, FetchOptions, Request, Transport};
 use labctl_wire::{Exchange, Outcome};
 
-use crate::lab::{Lab, text};
+use crate::lab::Lab;
+use crate::verdict::text;
 
 /// The client of every built-in lab.
 pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);

@@ -11,9 +11,10 @@ use serde_json::Value;
 
 use crate::ask::{POD, WORKER, WORKER2, assert_answered, frontend, requests};
 use crate::kernel::on_one_cpu;
-use crate::lab::{Lab, text};
+use crate::lab::Lab;
 use crate::root::need_root;
 use crate::traffic::{heavy, with_faults};
+use crate::verdict::text;
 
 const NODES: [&str; 3] = ["control-plane", "worker", "worker2"];
 

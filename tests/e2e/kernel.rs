@@ -10,7 +10,8 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::lab::{Lab, text};
+use crate::lab::Lab;
+use crate::verdict::text;
 
 /// Runs `f` with everything that it starts on one CPU. A veth delivers on the CPU that sends; a sender that is
 /// moved, or whose ACKs come in on another CPU, overtakes its own packets, and TCP then sends some again although

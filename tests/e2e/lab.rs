@@ -9,6 +9,9 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
+use crate::tcpdump::Tcpdump;
+use crate::verdict::{Verdict, text};
+
 /// End-to-end tests take turns: they measure packets, and two cores are not many.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -93,6 +96,18 @@ impl Lab {
         command
     }
 
+    /// The real tcpdump on the `eth0` of a host, listening.
+    pub(crate) fn tcpdump(&self, host: &str, filter: &str) -> Tcpdump {
+        let file = self.folder().join(format!("{host}.pcap"));
+        Tcpdump::start(self.inside(host, "tcpdump"), "eth0", file, filter)
+    }
+
+    /// Runs `labctl verify --format json`.
+    pub(crate) fn verify(&self) -> Verdict {
+        let output = self.labctl(&["verify", &self.name, "--format", "json"]);
+        Verdict::of(output, self.folder(), &self.name)
+    }
+
     /// The namespace of a host.
     pub(crate) fn namespace(&self, host: &str) -> String {
         format!("labctl-{}-{host}", self.name)
@@ -117,10 +132,4 @@ impl Drop for Lab {
             panic!("down failed:\n{}", text(&output));
         }
     }
-}
-
-/// Both streams of a finished command.
-pub(crate) fn text(output: &Output) -> String {
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    format!("status {}\n--- stdout\n{out}\n--- stderr\n{err}", output.status)
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 
-use crate::lab::text;
 use crate::root::need_root;
+use crate::verdict::text;
 use crate::world::{Moments, Ran, Victim, World, eventually};
 
 /// Cycles of the endurance test.

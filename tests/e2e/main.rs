@@ -12,8 +12,10 @@ mod mutation;
 mod refusals;
 mod restart;
 mod root;
+#[path = "../witness/tcpdump.rs"]
 mod tcpdump;
 mod traffic;
+#[path = "../witness/verdict.rs"]
 mod verdict;
 mod witness;
 mod world;

@@ -1,9 +1,9 @@
 //! `labctl up` and `labctl verify` for every mode and for the shapes of lab that users write: every check
 //! passes, or says why it does not apply.
 
-use crate::lab::{Lab, text};
+use crate::lab::Lab;
 use crate::root::need_root;
-use crate::verdict::Verdict;
+use crate::verdict::{Verdict, text};
 
 const BACKEND: &str = "- {node: worker2, address: 10.0.1.108}";
 
@@ -25,7 +25,7 @@ fn replaced(mut text: String, changes: &[(&str, &str)]) -> String {
 }
 
 fn number(verdict: &Verdict, check: &str, name: &str) -> u64 {
-    verdict.of(check)[name].as_u64().unwrap_or_else(|| panic!("{check} has no number {name}"))
+    verdict.evidence_of(check)[name].as_u64().unwrap_or_else(|| panic!("{check} has no number {name}"))
 }
 
 #[test]

@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 
 use datapath_types::Mutation;
 
-use crate::lab::{Lab, text};
+use crate::lab::Lab;
 use crate::root::need_root;
 use crate::verdict::CHECKS;
+use crate::verdict::text;
 
 /// What is wrong with the lab.
 enum Wrong {

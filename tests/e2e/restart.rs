@@ -60,7 +60,7 @@ fn survives(mode: &str) {
     let lab = on_one_cpu(|| Lab::up(mode));
     lab.calm_senders();
     let states = lab.node_states();
-    let watches = ["client", POD_NAME].map(|host| Tcpdump::start(&lab, host, "ip"));
+    let watches = ["client", POD_NAME].map(|host| lab.tcpdump(host, "ip"));
     let retransmitted = || ["client", POD_NAME].map(|host| lab.snmp(host, "Tcp", "RetransSegs"));
     let before = retransmitted();
     let (rounds, over) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -116,7 +116,7 @@ fn forget_flow(lab: &Lab, client_port: u16) {
 fn a_flow_that_is_lost_fails_closed() {
     need_root!();
     let lab = Lab::up("dsr");
-    let watch = Tcpdump::start(&lab, "client", "ip");
+    let watch = lab.tcpdump("client", "ip");
     let to: SocketAddrV4 = frontend("dsr");
     let mut stream = lab.enter("client", || TcpStream::connect(to)).expect("the service answers");
     let own_port = stream.local_addr().expect("it is bound").port();

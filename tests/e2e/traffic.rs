@@ -56,7 +56,7 @@ fn carries(mode: &str, offloads: Offloads) {
     lab.calm_senders();
     let retransmitted = || ["client", POD_NAME].map(|host| lab.snmp(host, "Tcp", "RetransSegs"));
     let before = retransmitted();
-    let watches = ["client", POD_NAME].map(|host| Tcpdump::start(&lab, host, "ip"));
+    let watches = ["client", POD_NAME].map(|host| lab.tcpdump(host, "ip"));
     let exchanges = on_one_cpu(|| lab.ask(heavy(frontend(mode))));
     let [at_client, at_pod] = watches.map(Tcpdump::stop);
     assert_answered(&exchanges, 2002);
@@ -143,7 +143,7 @@ fn took(exchange: &Exchange) -> Duration {
 fn a_datagram_without_room_for_the_option_is_answered_with_its_mtu() {
     need_root!();
     let lab = Lab::up("dsr");
-    let watch = Tcpdump::start(&lab, "client", "icmp or udp");
+    let watch = lab.tcpdump("client", "icmp or udp");
     let first = datagram(&lab, "dsr", FULL);
     assert!(failure(&first).contains("Message too long"), "{first:?}");
     assert!(took(&first) < AT_ONCE, "the client had to wait: {first:?}");
@@ -183,7 +183,7 @@ fn pods_with_a_smaller_mtu_are_reached() {
         both.extend(requests(2, 1, Transport::Tcp, frontend(mode), |r| r.upload_bytes = 2 * MIB));
         assert_answered(&lab.ask(both), 2);
         // A reply that fits, to a request that does not: the first is refused with the pod's MTU.
-        let watch = Tcpdump::start(&lab, "client", "icmp");
+        let watch = lab.tcpdump("client", "icmp");
         let first = datagram(&lab, mode, 1400);
         assert!(failure(&first).contains("Message too long"), "{mode}: {first:?}");
         assert_answered(&[datagram(&lab, mode, 1400)], 1);
@@ -256,7 +256,7 @@ fn a_backend_that_is_gone_refuses_from_the_frontend() {
         let lab = Lab::up(mode);
         let to = frontend(mode);
         let mut backend = Backend::stop(&lab);
-        let watch = Tcpdump::start(&lab, "client", "ip");
+        let watch = lab.tcpdump("client", "ip");
         for protocol in [Transport::Tcp, Transport::Udp] {
             let refused = lab.ask_one(protocol, to, |r| r.timeout_ms = 3000);
             assert!(failure(&refused).contains("refused"), "{mode}: {refused:?}");

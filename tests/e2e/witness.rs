@@ -7,7 +7,7 @@ use labctl_node::fetch::Transport;
 use crate::ask::{POD_NAME, assert_answered, frontend, requests};
 use crate::lab::Lab;
 use crate::root::need_root;
-use crate::tcpdump::{Pcap, Tcpdump, tshark};
+use crate::tcpdump::{Pcap, tshark};
 
 /// Everything of the service that is on its way to the client, whatever its source is by now.
 const TO_CLIENT: &str = "dst host 172.18.0.1 and (tcp or udp) and (src port 32000 or src port 8080)";
@@ -23,7 +23,7 @@ struct Seen {
 
 /// Sends requests of both protocols past three witnesses.
 fn observe(lab: &Lab, mode: &str) -> Seen {
-    let [client, worker, pod] = ["client", "worker", POD_NAME].map(|host| Tcpdump::start(lab, host, ""));
+    let [client, worker, pod] = ["client", "worker", POD_NAME].map(|host| lab.tcpdump(host, ""));
     let mut both = requests(1, 20, Transport::Tcp, frontend(mode), |r| r.response_bytes = 50_000);
     both.extend(requests(21, 20, Transport::Udp, frontend(mode), |r| r.response_bytes = 500));
     assert_answered(&lab.ask(both), 40);
@@ -79,7 +79,7 @@ fn no_mode_shows_the_pods_address_on_the_clients_link() {
     need_root!();
     for mode in ["dsr", "snat", "hybrid", "local"] {
         let lab = Lab::up(mode);
-        let watch = Tcpdump::start(&lab, "client", "");
+        let watch = lab.tcpdump("client", "");
         let mut both = requests(1, 50, Transport::Tcp, frontend(mode), |r| r.response_bytes = 20_000);
         both.extend(requests(51, 50, Transport::Udp, frontend(mode), |_| {}));
         assert_answered(&lab.ask(both), 100);
@@ -147,7 +147,7 @@ fn tshark_reads_the_evidence() {
     ];
     assert_eq!(points, BTreeSet::from(expected));
     // Two independent ways to one number.
-    let captured = verdict.of("reply-source")["packets_on_client_link"].as_u64().expect("a number");
+    let captured = verdict.evidence_of("reply-source")["packets_on_client_link"].as_u64().expect("a number");
     let on_link = |row: &&String| {
         let fields: Vec<_> = row.split('\t').collect();
         fields[0] == "client:eth0" && !fields[1].is_empty() && !fields[2].split(',').any(|port| port == "9")

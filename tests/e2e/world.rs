@@ -23,7 +23,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::lab::{text, turn};
+use crate::lab::turn;
+use crate::verdict::text;
 
 /// Where commands run unless a test says otherwise.
 pub(crate) const WORK: &str = "/run/work";

@@ -180,9 +180,11 @@ impl Host {
         self.interfaces.iter().find(|i| i.name == name)
     }
 
-    /// The interface towards the switch, or of a pod towards its node; `None` on the switch.
+    /// The interface towards the switch, or of a pod towards its node; `None` on the switch. Nodes of somebody
+    /// else's cluster have their own names for it; it is the first one then.
     pub fn uplink(&self) -> Option<&HostInterface> {
-        self.interfaces.iter().find(|i| i.name == namespace::UPLINK)
+        let first = self.interfaces.first().filter(|_| self.kind != HostKind::Switch);
+        self.interface(namespace::UPLINK).or(first)
     }
 
     /// The host's address: the uplink's.

@@ -6,14 +6,16 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use labctl_model::Plan;
+use labctl_model::{Plan, ProviderKind};
 
 use crate::host::{Host, HostInterface, HostKind};
 use crate::netns::{Problem, check};
+use crate::{cluster, kind};
 
 /// A complete lab.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lab {
+    pub(crate) asked: Plan,
     pub(crate) plan: Plan,
     pub(crate) hosts: Vec<Host>,
     pub(crate) dir: PathBuf,
@@ -27,7 +29,14 @@ impl Lab {
         &self.plan.lab
     }
 
-    /// The plan that it was made from.
+    /// The plan that it was made from, word for word: what an `up` compares with its own.
+    pub fn asked(&self) -> &Plan {
+        &self.asked
+    }
+
+    /// The plan as it came out: in a cluster, node and pod addresses, pod names and the ClusterIP are those
+    /// that were found when the lab was looked up. Node names are the lab file's. In a netns lab the
+    /// same as [`Lab::asked`].
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
@@ -79,7 +88,7 @@ impl Lab {
         })
     }
 
-    /// The lab's own folder below the run directory.
+    /// The lab's own folder below the run directory, or below the state directory of clusters' labs.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -105,9 +114,14 @@ impl Lab {
     }
 
     /// What is not as `up` left it: a namespace, interface, address or the bpf file system missing, a link
-    /// down. Empty for a healthy lab. Needs root.
+    /// down; a container that does not run, an agent or backend that is not ready. Empty for a healthy lab.
+    /// Needs root for a netns lab, and Docker for a kind lab.
     pub fn check(&self) -> Vec<Problem> {
-        check::lab(self)
+        match self.asked.provider {
+            ProviderKind::Netns => check::lab(self),
+            ProviderKind::Kind => kind::check::lab(self),
+            ProviderKind::Cluster => cluster::check::lab(self),
+        }
     }
 
     fn of_kind(&self, kind: HostKind) -> impl Iterator<Item = &Host> {

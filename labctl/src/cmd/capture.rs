@@ -8,14 +8,13 @@ use std::time::Duration;
 use datapath_types::option::WireOrder;
 use labctl_model::WireFormat;
 use labctl_node::filter;
-use labctl_provider::{Host, HostKind, Lab, NetnsProvider};
+use labctl_provider::{Host, HostKind, Lab, Labs};
 use labctl_wire::packet::Mac;
 use labctl_wire::pcapng::{Packet, SNAPLEN_WHOLE, WriteError, Writer};
 use labctl_wire::{CapturePoint, Captured, text};
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, did_you_mean};
-use crate::host::require_privileges;
 use crate::pick::find_up;
 use crate::run::{Interrupt, Limits, Sink, Source, Stream, Tally};
 use crate::ui::Ui;
@@ -59,8 +58,7 @@ impl Args {
         let interrupt = Interrupt::take_over()?;
         filter::compile(&self.filter, self.snaplen)
             .map_err(|error| Failure::because(Exit::Usage, "read the filter", &error))?;
-        require_privileges("labctl capture")?;
-        let lab = find_up(&NetnsProvider::new(), self.name.as_deref(), "capture")?;
+        let lab = find_up(&Labs::new(), self.name.as_deref(), "capture")?;
         let sources = self.sources(&lab)?;
         let limits =
             Limits { filter: self.filter, snaplen: self.snaplen, count: self.count, time: self.time };

@@ -10,8 +10,8 @@ use crate::ui::{Paint, Tone, Ui};
 
 /// Check that this machine can run labs, by trying it.
 ///
-/// Exits with 0 if labs on network namespaces can run here, else with 3. Missing tools are named and do
-/// not count: labctl needs none of them.
+/// Exits with 0 if labs on network namespaces can run here, else with 3. What labs on kind clusters take
+/// (Docker, kind; no root) and missing tools are named and do not count.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// How to print the findings.
@@ -43,9 +43,13 @@ impl Args {
 
 fn text(findings: &[Finding], ready: bool, paint: Paint) -> String {
     let mut text = String::new();
-    for (area, title) in
-        [(Area::Privileges, "privileges"), (Area::Kernel, "kernel"), (Area::Tools, "tools (optional)")]
-    {
+    let areas = [
+        (Area::Privileges, "privileges"),
+        (Area::Kernel, "kernel"),
+        (Area::Clusters, "clusters (optional)"),
+        (Area::Tools, "tools (optional)"),
+    ];
+    for (area, title) in areas {
         text.push_str(&format!("{title}\n"));
         for finding in findings.iter().filter(|f| f.area == area) {
             text.push_str(&line(finding, paint));
@@ -71,10 +75,10 @@ fn line(finding: &Finding, paint: Paint) -> String {
 
 fn conclusion(findings: &[Finding], ready: bool, paint: Paint) -> String {
     if ready {
-        return format!(
-            "{}: labs on network namespaces run here. Next: labctl up dsr\n",
-            paint.tone(Tone::Good, "ready")
-        );
+        let lacks = findings.iter().any(|f| f.area == Area::Clusters && f.status == Status::Missing);
+        let places = if lacks { "network namespaces" } else { "network namespaces and on kind clusters" };
+        let ready = paint.tone(Tone::Good, "ready");
+        return format!("{ready}: labs on {places} run here. Next: labctl up dsr\n");
     }
     let blocking: Vec<&str> = findings.iter().filter(|f| f.blocks()).map(|f| f.name).collect();
     format!("{}: {}\n", paint.tone(Tone::Bad, "not ready"), blocking.join(", "))

@@ -1,7 +1,9 @@
 //! `labctl gc`: removes what killed commands left.
 
-use labctl_provider::{DownReport, LabState, LockError, NetnsProvider};
+use labctl_model::ProviderKind;
+use labctl_provider::{DownReport, LabState, Labs, LockError, PROVIDERS};
 
+use crate::cmd::down::removed;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
 use crate::host::require_privileges;
@@ -16,48 +18,74 @@ pub(crate) struct Args {}
 #[derive(Default)]
 struct Tally {
     removed: usize,
-    failed: bool,
+    failed: Option<Exit>,
 }
 
 impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
-        require_privileges("labctl gc")?;
-        // A signal does not stop the removal half-way: it takes milliseconds, and its end is what is wanted.
+        // A signal does not stop the removal half-way: it does not take long, and its end is what is wanted.
         let _interrupt = Interrupt::take_over()?;
-        let provider = NetnsProvider::new();
+        let labs = Labs::new();
         let mut tally = Tally::default();
-        unfinished(&provider, ui, &mut tally)?;
-        let report = provider.gc().map_err(|error| Failure::failed(Exit::SetupFailed, &error))?;
-        for sweep in report.swept {
-            match sweep.outcome {
-                Ok(down) => tally.removed(ui, &down, &sweep.reason),
-                Err(error) => tally.kept(ui, &Failure::failed(Exit::SetupFailed, &error)),
+        for provider in PROVIDERS {
+            match may_collect(&labs, provider) {
+                Ok(true) => collect(&labs, provider, ui, &mut tally)?,
+                Ok(false) => {}
+                Err(failure) => tally.kept(ui, &failure),
             }
         }
-        for (lab, pid) in report.busy {
-            let who = pid.map_or_else(|| "a command".to_owned(), |pid| format!("process {pid}"));
-            ui.say(&format!("{lab} is left alone: {who} works on it"));
-        }
-        if tally.removed == 0 && !tally.failed {
+        if tally.removed == 0 && tally.failed.is_none() {
             ui.say("nothing to remove");
         }
-        Ok(if tally.failed { Exit::SetupFailed } else { Exit::Ok })
+        Ok(tally.failed.unwrap_or(Exit::Ok))
     }
 }
 
-/// Labs whose network is complete and whose `up` was killed before they answered: for the provider they
-/// look whole.
-fn unfinished(provider: &NetnsProvider, ui: &Ui, tally: &mut Tally) -> Result<(), Failure> {
-    let labs = provider.list().map_err(|error| Failure::failed(Exit::SetupFailed, &error))?;
-    for entry in labs {
+/// Whether to look at a provider: not at namespaces without root where there are none. Those that use Docker know
+/// themselves when nobody needs it.
+fn may_collect(labs: &Labs, provider: ProviderKind) -> Result<bool, Failure> {
+    match provider {
+        ProviderKind::Netns if labs.netns.has_traces() => require_privileges("labctl gc").map(|()| true),
+        ProviderKind::Netns => Ok(require_privileges("labctl gc").is_ok()),
+        ProviderKind::Kind | ProviderKind::Cluster => Ok(true),
+    }
+}
+
+fn collect(labs: &Labs, provider: ProviderKind, ui: &Ui, tally: &mut Tally) -> Result<(), Failure> {
+    unfinished(labs, provider, ui, tally)?;
+    let report = match labs.gc(provider) {
+        Ok(report) => report,
+        Err(error) => {
+            let failure = Failure::failed(Exit::SetupFailed, &error);
+            tally.kept(ui, &failure);
+            return Ok(());
+        }
+    };
+    for sweep in report.swept {
+        match sweep.outcome {
+            Ok(down) => tally.removed(ui, &down, &sweep.reason),
+            Err(error) => tally.kept(ui, &Failure::failed(Exit::SetupFailed, &error)),
+        }
+    }
+    for (lab, pid) in report.busy {
+        let who = pid.map_or_else(|| "a command".to_owned(), |pid| format!("process {pid}"));
+        ui.say(&format!("{lab} is left alone: {who} works on it"));
+    }
+    Ok(())
+}
+
+/// Labs that are complete for the provider and whose `up` was killed before they answered.
+fn unfinished(labs: &Labs, provider: ProviderKind, ui: &Ui, tally: &mut Tally) -> Result<(), Failure> {
+    let known = labs.list().map_err(|error| Failure::failed(Exit::SetupFailed, &error))?;
+    for entry in known.into_iter().filter(|entry| entry.provider == provider) {
         let LabState::Ready(lab) = entry.state else { continue };
         if complete::is_marked(&lab) {
             continue;
         }
-        match provider.lock(lab.name()) {
+        match labs.lock(provider, lab.name()) {
             // Between the list and the lock its `up` may have come to its end.
             Ok(_) if complete::is_marked(&lab) => {}
-            Ok(lock) => match provider.down(lock, &mut |_| {}) {
+            Ok(lock) => match labs.down(provider, lock, &mut |_| {}) {
                 Ok(report) => tally.removed(ui, &report, "its up was killed"),
                 Err(error) => tally.kept(ui, &Failure::failed(Exit::SetupFailed, &error)),
             },
@@ -72,16 +100,11 @@ fn unfinished(provider: &NetnsProvider, ui: &Ui, tally: &mut Tally) -> Result<()
 impl Tally {
     fn removed(&mut self, ui: &Ui, report: &DownReport, reason: &str) {
         self.removed += 1;
-        ui.say(&format!(
-            "removed {}: {reason} ({} namespaces, {} processes)",
-            report.lab,
-            report.namespaces.len(),
-            report.processes.len()
-        ));
+        ui.say(&format!("removed {}: {reason} ({})", report.lab, removed(report)));
     }
 
     fn kept(&mut self, ui: &Ui, failure: &Failure) {
-        self.failed = true;
+        self.failed.get_or_insert(failure.exit());
         ui.failure(failure);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use labctl_provider::{Lab, LabEntry, LabState, NetnsProvider};
+use labctl_model::ProviderKind;
+use labctl_provider::{Lab, LabState, Labs, ProvidedLab};
 use serde::Serialize;
 
 use crate::cmd::ResultFormat;
@@ -30,6 +31,7 @@ struct Report {
 #[derive(Serialize)]
 struct Row {
     name: String,
+    provider: ProviderKind,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
@@ -39,7 +41,6 @@ struct Row {
 
 #[derive(Serialize)]
 struct UpRow {
-    provider: String,
     mode: String,
     nodes: usize,
     backends: usize,
@@ -50,7 +51,7 @@ struct UpRow {
 
 impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
-        let labs = NetnsProvider::new().list().map_err(|error| Failure::failed(Exit::SetupFailed, &error))?;
+        let labs = Labs::new().list().map_err(|error| Failure::failed(Exit::SetupFailed, &error))?;
         let labs: Vec<Row> = labs.into_iter().map(row).collect();
         match self.format {
             ResultFormat::Json => ui.json(&Report { schema: "labctl.list/v1", labs })?,
@@ -61,7 +62,7 @@ impl Args {
     }
 }
 
-fn row(entry: LabEntry) -> Row {
+fn row(entry: ProvidedLab) -> Row {
     let (state, detail, up) = match entry.state {
         LabState::Ready(lab) if complete::is_marked(&lab) => ("up", None, Some(up_row(&lab))),
         LabState::Ready(_) => ("incomplete", Some("its up has not ended, or was killed".to_owned()), None),
@@ -69,13 +70,12 @@ fn row(entry: LabEntry) -> Row {
         LabState::Busy { pid } => ("busy", pid.map(|pid| format!("process {pid} works on it")), None),
         LabState::Unreadable { reason } => ("unreadable", Some(reason), None),
     };
-    Row { name: entry.name, state, detail, up }
+    Row { name: entry.name, provider: entry.provider, state, detail, up }
 }
 
 fn up_row(lab: &Lab) -> UpRow {
     let plan = lab.plan();
     UpRow {
-        provider: plan.provider.to_string(),
         mode: plan.mode.to_string(),
         nodes: plan.nodes.len(),
         backends: plan.backends().count(),
@@ -91,7 +91,7 @@ fn text(labs: &[Row]) -> String {
         [
             lab.name.clone(),
             lab.detail.as_ref().map_or_else(|| lab.state.to_owned(), |why| format!("{} ({why})", lab.state)),
-            up(|lab| lab.provider.clone()),
+            lab.provider.to_string(),
             up(|lab| lab.mode.clone()),
             up(|lab| lab.nodes.to_string()),
             up(|lab| lab.backends.to_string()),

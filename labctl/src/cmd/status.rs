@@ -3,22 +3,22 @@
 //! Owns: gathering (hosts, service, backends, pinned programs and maps, counters) and its two forms. Does
 //! not own: reading pins (datapath-agent), or any judgement; that is `verify`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use datapath_agent::DatapathStatus;
 use datapath_types::DropReason;
 use labctl_model::{NodePlan, Plan, PodPlan, ServicePlan};
-use labctl_provider::{Lab, NetnsProvider};
+use labctl_provider::{Lab, Labs};
 use serde::Serialize;
 
 use crate::cmd::ResultFormat;
 use crate::cmd::list::age;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
-use crate::host::require_privileges;
 use crate::pick::find_up;
-use crate::run::is_listening;
+use crate::run::{Interrupt, listening, statuses};
 use crate::ui::{Paint, Tone, Ui, table};
 
 /// Show a lab: nodes, service, backends, attached programs, map fill, drops.
@@ -82,9 +82,9 @@ struct Backend<'a> {
 
 impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
-        require_privileges("labctl status")?;
-        let lab = find_up(&NetnsProvider::new(), self.name.as_deref(), "status")?;
-        let report = gather(&lab);
+        let interrupt = Interrupt::take_over()?;
+        let lab = find_up(&Labs::new(), self.name.as_deref(), "status")?;
+        let report = gather(&lab, &interrupt);
         match self.format {
             ResultFormat::Json => ui.json(&report)?,
             ResultFormat::Text => ui.text(&text(&report, ui.paint()))?,
@@ -99,11 +99,25 @@ impl Args {
     }
 }
 
-fn gather(lab: &Lab) -> Report<'_> {
+fn gather<'a>(lab: &'a Lab, interrupt: &Interrupt) -> Report<'a> {
     let plan: &Plan = lab.plan();
     let mut problems: Vec<String> = lab.check().iter().map(ToString::to_string).collect();
-    let nodes: Vec<Node<'_>> = plan.nodes.iter().map(|n| node(lab, n, &mut problems)).collect();
-    let backends: Vec<Backend<'_>> = plan.backends().map(|(node, pod)| backend(lab, node, pod)).collect();
+    let told = statuses(lab, interrupt);
+    let datapaths = told.into_iter().filter_map(|(name, status)| {
+        let status = status.inspect_err(|error| {
+            let failure = Failure::because(Exit::SetupFailed, format_args!("read {name}"), error);
+            problems.push(failure.to_string());
+        });
+        Some((name, status.ok()?))
+    });
+    let mut datapaths: BTreeMap<&str, DatapathStatus> = datapaths.collect();
+    let nodes: Vec<Node<'_>> =
+        plan.nodes.iter().map(|n| node(lab, n, datapaths.remove(n.name.as_str()))).collect();
+    let accepting: BTreeMap<&str, bool> =
+        listening(lab, interrupt).into_iter().map(|(pod, accepts)| (pod.name.as_str(), accepts)).collect();
+    let is_listening = |pod: &PodPlan| accepting.get(pod.name.as_str()).copied().unwrap_or(false);
+    let backends: Vec<Backend<'_>> =
+        plan.backends().map(|(node, pod)| backend(plan, node, pod, is_listening(pod))).collect();
     for silent in backends.iter().filter(|backend| !backend.listening) {
         problems.push(format!("backend {} does not accept connections on {}", silent.pod, silent.address));
     }
@@ -127,14 +141,7 @@ fn gather(lab: &Lab) -> Report<'_> {
     }
 }
 
-fn node<'a>(lab: &'a Lab, plan: &'a NodePlan, problems: &mut Vec<String>) -> Node<'a> {
-    let datapath = datapath_agent::status(&lab.bpf_dir(&plan.name))
-        .inspect_err(|error| {
-            problems.push(
-                Failure::because(Exit::SetupFailed, format_args!("read {}", plan.name), error).to_string(),
-            );
-        })
-        .ok();
+fn node<'a>(lab: &'a Lab, plan: &'a NodePlan, datapath: Option<DatapathStatus>) -> Node<'a> {
     Node {
         name: &plan.name,
         role: plan.role.to_string(),
@@ -145,14 +152,13 @@ fn node<'a>(lab: &'a Lab, plan: &'a NodePlan, problems: &mut Vec<String>) -> Nod
     }
 }
 
-fn backend<'a>(lab: &Lab, node: &'a NodePlan, pod: &'a PodPlan) -> Backend<'a> {
-    let address = SocketAddrV4::new(pod.address, lab.plan().service.target_port);
+fn backend<'a>(plan: &Plan, node: &'a NodePlan, pod: &'a PodPlan, listening: bool) -> Backend<'a> {
     Backend {
         pod: &pod.name,
         node: &node.name,
-        address,
+        address: SocketAddrV4::new(pod.address, plan.service.target_port),
         host_network: pod.host_network,
-        listening: is_listening(lab, pod),
+        listening,
     }
 }
 
@@ -161,7 +167,11 @@ fn text(report: &Report<'_>, paint: Paint) -> String {
     if !report.problems.is_empty() {
         sections.push(problems(&report.problems, paint));
     }
-    sections.extend([hosts(report), backends(report), programs(report), maps(report)]);
+    sections.extend([hosts(report), backends(report)]);
+    // Another's datapath has none of these.
+    if datapaths(report).next().is_some() {
+        sections.extend([programs(report), maps(report)]);
+    }
     sections.extend(counts(report, "counter", |datapath| &datapath.counters, |_| ""));
     sections.extend(counts(report, "drop", |datapath| &datapath.drops, why));
     sections.join("\n")
@@ -248,7 +258,7 @@ fn maps(report: &Report<'_>) -> String {
 fn counts(
     report: &Report<'_>,
     what: &str,
-    of: fn(&DatapathStatus) -> &std::collections::BTreeMap<String, u64>,
+    of: fn(&DatapathStatus) -> &BTreeMap<String, u64>,
     why: fn(&str) -> &'static str,
 ) -> Option<String> {
     let rows: Vec<[String; 4]> = datapaths(report)

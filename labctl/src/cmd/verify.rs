@@ -7,12 +7,11 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 use labctl_model::Plan;
-use labctl_provider::{Lab, NetnsProvider};
+use labctl_provider::{Lab, Labs};
 use labctl_verdict::{Report, SetupFailure, Verdict, report};
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, did_you_mean};
-use crate::host::require_privileges;
 use crate::pick::find_up;
 use crate::run::{Interrupt, Prove, Proven, lock_failure};
 use crate::ui::Ui;
@@ -65,13 +64,13 @@ enum Format {
 impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
         let interrupt = Interrupt::take_over()?;
-        require_privileges("labctl verify")?;
         let began = Instant::now();
-        let provider = NetnsProvider::new();
-        let lab = find_up(&provider, self.name.as_deref(), "verify")?;
+        let labs = Labs::new();
+        let lab = find_up(&labs, self.name.as_deref(), "verify")?;
         let plan = self.plan(&lab)?;
         // Two runs at once would see each other's packets, and `down` would pull the lab away.
-        let _lock = provider.lock(lab.name()).map_err(|error| lock_failure(&error))?;
+        let lock = labs.lock(lab.asked().provider, lab.name());
+        let _lock = lock.map_err(|error| lock_failure(&error))?;
         let progress = ui.progress();
         let run = Prove { lab: &lab, plan: &plan, interrupt: &interrupt, progress: &progress, ui };
         let proven = run.run().inspect_err(|failure| {

@@ -9,6 +9,7 @@ use serde::Serialize;
 pub(crate) use privileges::require as require_privileges;
 
 mod bpf;
+mod clusters;
 mod kernel;
 mod netlink;
 mod privileges;
@@ -40,6 +41,8 @@ pub(crate) enum Area {
     Privileges,
     /// What the kernel can do.
     Kernel,
+    /// What labs on clusters take.
+    Clusters,
     /// Programs that labctl can use and does not need.
     Tools,
 }
@@ -83,6 +86,7 @@ impl Finding {
 pub(crate) fn examine() -> Vec<Finding> {
     let mut findings = privileges::findings();
     findings.extend(kernel::findings());
+    findings.extend(clusters::findings());
     findings.extend(tools::findings());
     findings
 }

@@ -1,8 +1,6 @@
 //! Programs that labctl can make use of and never needs.
 
-use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use super::{Area, Finding};
@@ -18,22 +16,6 @@ struct Tool {
 }
 
 const TOOLS: &[Tool] = &[
-    Tool {
-        name: "docker",
-        purpose: "clusters in containers",
-        debian: Some("docker.io"),
-        fedora: Some("moby-engine"),
-        alpine: Some("docker"),
-        elsewhere: "https://docs.docker.com/engine/install/",
-    },
-    Tool {
-        name: "kind",
-        purpose: "clusters in containers",
-        debian: None,
-        fedora: None,
-        alpine: None,
-        elsewhere: "https://kind.sigs.k8s.io/docs/user/quick-start/#installation",
-    },
     Tool {
         name: "kubectl",
         purpose: "looking into clusters",
@@ -77,8 +59,7 @@ const TOOLS: &[Tool] = &[
 ];
 
 pub(super) fn findings() -> Vec<Finding> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let dirs = in_path();
     TOOLS.iter().map(|tool| finding(tool, &dirs).optional()).collect()
 }
 
@@ -87,34 +68,17 @@ fn finding(tool: &Tool, dirs: &[PathBuf]) -> Finding {
         None => {
             Finding::missing(Area::Tools, tool.name, format!("not installed ({})", tool.purpose), fix(tool))
         }
-        Some(path) if tool.name == "docker" => docker_daemon(&path),
         Some(path) => Finding::ok(Area::Tools, tool.name, path.display().to_string()),
     }
 }
 
-/// The client without its daemon is of no use, and is the usual state of a fresh machine.
-fn docker_daemon(client: &Path) -> Finding {
-    let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
-    let Some(socket) = host.strip_prefix("unix://") else {
-        return Finding::ok(Area::Tools, "docker", format!("{}, daemon at {host}", client.display()));
-    };
-    match UnixStream::connect(socket) {
-        Ok(_) => Finding::ok(Area::Tools, "docker", format!("{}, daemon at {socket}", client.display())),
-        Err(error) => Finding::missing(
-            Area::Tools,
-            "docker",
-            format!("no daemon at {socket}: {error}"),
-            if error.kind() == ErrorKind::PermissionDenied {
-                "run as root, or: usermod -aG docker \"$USER\" and log in again"
-            } else {
-                "systemctl start docker"
-            },
-        ),
-    }
+/// The folders of the search path.
+pub(super) fn in_path() -> Vec<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect()
 }
 
 /// The first executable of this name on the search path.
-fn find(name: &str, dirs: &[PathBuf]) -> Option<PathBuf> {
+pub(super) fn find(name: &str, dirs: &[PathBuf]) -> Option<PathBuf> {
     dirs.iter().map(|dir| dir.join(name)).find(|path| {
         path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     })

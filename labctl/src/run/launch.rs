@@ -8,7 +8,8 @@ use std::time::Duration;
 use datapath_agent::Applied;
 use labctl_model::{NodePlan, PodPlan};
 use labctl_node::serve::ServeReady;
-use labctl_provider::Lab;
+use labctl_provider::{Lab, Place};
+use labctl_wire::Exchange;
 use nix::unistd::setsid;
 
 use super::desired::node_state;
@@ -55,11 +56,49 @@ impl Launched {
     }
 }
 
-/// Whether a backend accepts TCP connections from its own namespace, which no datapath is in the way of.
-pub(crate) fn is_listening(lab: &Lab, pod: &PodPlan) -> bool {
+/// Which backends accept TCP connections from their own namespace, which no datapath is in the way of; in the order
+/// of the plan.
+pub(crate) fn listening<'a>(lab: &'a Lab, interrupt: &Interrupt) -> Vec<(&'a PodPlan, bool)> {
+    // Those that are somewhere else are all asked before the first answer is waited for.
+    let asked: Vec<_> = lab.plan().backends().map(|(_, pod)| (pod, ask(lab, pod))).collect();
+    asked.into_iter().map(|(pod, asked)| (pod, asked.is_some_and(|a| a.answer(interrupt)))).collect()
+}
+
+/// A backend being asked for a connection.
+enum Asked {
+    /// Done: its namespace is on this machine.
+    Here(bool),
+    /// A client in its namespace does it.
+    There(Role),
+}
+
+/// `None` for a pod that is nowhere, or whose namespace cannot be entered.
+fn ask(lab: &Lab, pod: &PodPlan) -> Option<Asked> {
     let address = SocketAddr::from((pod.address, lab.plan().service.target_port));
-    let connect = || TcpStream::connect_timeout(&address, ACCEPT_LIMIT).is_ok();
-    lab.host_of_pod(&pod.name).is_some_and(|host| host.enter(connect).unwrap_or(false))
+    let host = lab.host_of_pod(&pod.name)?;
+    if matches!(host.place, Place::Namespace { .. }) {
+        let connect = || TcpStream::connect_timeout(&address, ACCEPT_LIMIT).is_ok();
+        return host.enter(connect).ok().map(Asked::Here);
+    }
+    let mut client = Role::spawn(host, "fetch", &pod.name, &lab.log_dir(), |command| {
+        let limit = ACCEPT_LIMIT.as_millis().to_string();
+        command.args([&address.to_string(), "--json", "--timeout", &limit]);
+    })
+    .ok()?;
+    client.close_stdin();
+    Some(Asked::There(client))
+}
+
+impl Asked {
+    fn answer(self, interrupt: &Interrupt) -> bool {
+        const AWAITED: &str = "its exchange";
+        match self {
+            Self::Here(accepted) => accepted,
+            // What the backend then says is its own business; only the connection counts.
+            Self::There(client) => next_values::<Exchange>(&mut [client], interrupt, AWAITED, BACKEND_LIMIT)
+                .is_ok_and(|exchanges| exchanges.iter().all(|e| e.timings.connect_us.is_some())),
+        }
+    }
 }
 
 fn agents(lab: &Lab) -> Result<Vec<Role>, RoleError> {

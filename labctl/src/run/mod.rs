@@ -5,6 +5,7 @@ mod bring_up;
 mod canary;
 mod captures;
 pub(crate) mod complete;
+mod datapath;
 mod desired;
 mod interrupt;
 mod launch;
@@ -15,7 +16,8 @@ mod stream;
 mod traffic;
 
 pub(crate) use bring_up::{BringUp, Up, lock_failure};
+pub(crate) use datapath::statuses;
 pub(crate) use interrupt::Interrupt;
-pub(crate) use launch::is_listening;
+pub(crate) use launch::listening;
 pub(crate) use prove::{Prove, Proven};
 pub(crate) use stream::{Limits, Sink, Source, Stream, Tally};

@@ -5,18 +5,18 @@
 //! last. Does not own: any check.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufReader};
+use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use labctl_model::Plan;
-use labctl_provider::Lab;
+use labctl_provider::{Host, Lab};
 use labctl_verdict::{Canaries as SentCanaries, Evidence, Report, annotate, judge, report};
 use labctl_wire::{CaptureFile, Exchange};
 
 use super::canary::Canaries;
 use super::captures::Captures;
+use super::datapath::statuses;
 use super::interrupt::Interrupt;
 use super::run_dir::{EvidenceError, RunDir};
 use super::traffic::{Fetch, Questions};
@@ -86,29 +86,28 @@ impl Prove<'_> {
     fn gather(&self, dir: &RunDir) -> Result<Gathered, Failure> {
         let questions = Questions::new(self.plan);
         let step = self.progress.begin("captures", "waiting until each says ready");
-        let mut captures =
-            Captures::start(self.lab, dir).map_err(|e| self.failure("start the captures", &e))?;
+        let mut captures = Captures::start(self.lab).map_err(|e| self.failure("start the captures", &e))?;
         // The client's process starts while captures get ready, and waits.
         let fetch = Fetch::start(self.lab).map_err(|e| self.failure("start the client", &e))?;
         let run = format!("{}-{}", dir.name(), std::process::id());
         let mut canaries =
             Canaries::open(self.lab, &run).map_err(|e| self.failure("prepare canaries", &e))?;
         let points = captures.ready(self.interrupt).map_err(|e| self.failure("start the captures", &e))?;
+        canaries.ready(self.interrupt).map_err(|e| self.failure("prepare canaries", &e))?;
         self.canaries(&mut canaries)?;
         step.done(&format!("{points} interfaces, canaries sent past all of them"));
 
         let step = self.progress.begin("traffic", &questions.words());
-        let before = drops(self.lab);
+        let before = self.drops();
         let answers =
             fetch.send(&questions.options, self.interrupt).map_err(|e| self.failure("send traffic", &e))?;
-        let after = drops(self.lab);
+        let after = self.drops();
         let (exchanges, refusals) = questions.split(answers);
         step.done(&format!("{}, {} answered", questions.words(), answered(&exchanges)));
 
         let step = self.progress.begin("stop", "waiting for the captures' last packets");
         self.canaries(&mut canaries)?;
-        let files = captures.stop(self.interrupt).map_err(|e| self.not_kept("stop the captures", &e))?;
-        let capture = merge(&files).map_err(|e| self.failure("read the captures", &e))?;
+        let capture = captures.stop(self.interrupt).map_err(|e| self.failure("stop the captures", &e))?;
         step.done(&format!("{} packets captured", capture.packets.len()));
         Ok(Gathered {
             capture,
@@ -119,8 +118,14 @@ impl Prove<'_> {
         })
     }
 
+    /// Drop counters of every node whose datapath tells; the verdict knows of the others that they did not.
+    fn drops(&self) -> Drops {
+        let told = statuses(self.lab, self.interrupt).into_iter();
+        told.filter_map(|(node, status)| Some((node.to_owned(), status.ok()?.drops))).collect()
+    }
+
     fn canaries(&self, canaries: &mut Canaries) -> Result<(), Failure> {
-        let lost = canaries.round().map_err(|e| self.failure("send canaries", &e))?;
+        let lost = canaries.round(self.interrupt).map_err(|e| self.failure("send canaries", &e))?;
         if !lost.is_empty() {
             self.ui
                 .warn(&format!("a canary did not arrive: {}; checks may be inconclusive", lost.join(", ")));
@@ -130,7 +135,14 @@ impl Prove<'_> {
 
     fn evidence(&self, gathered: Gathered) -> Evidence {
         let Gathered { capture, exchanges, refusals, drops, canaries } = gathered;
-        Evidence { refusals, drops, ..Evidence::new(self.plan.clone(), capture, exchanges, &canaries) }
+        let evidence = Evidence::new(self.plan.clone(), capture, exchanges, &canaries);
+        Evidence { refusals, drops, uplinks: self.uplinks(), ..evidence }
+    }
+
+    /// Uplinks by the names that somebody else's nodes have for them.
+    fn uplinks(&self) -> BTreeMap<String, String> {
+        let name = |host: &Host| Some((host.name.clone(), host.uplink()?.name.clone()));
+        self.lab.hosts().iter().filter_map(name).collect()
     }
 
     fn keep(
@@ -163,35 +175,6 @@ impl Prove<'_> {
             Failure::because(Exit::SetupFailed, doing, error)
         }
     }
-}
-
-/// Reads the parts and removes them: the merged file has everything that is in them.
-fn merge(files: &[PathBuf]) -> Result<CaptureFile, MergeError> {
-    let read = |path: &PathBuf| {
-        let at = |source: Box<dyn std::error::Error + Send + Sync>| MergeError { path: path.clone(), source };
-        let file = File::open(path).map_err(|e| at(e.into()))?;
-        let capture = CaptureFile::read(BufReader::new(file)).map_err(|e| at(e.into()))?;
-        std::fs::remove_file(path).map_err(|e| at(e.into()))?;
-        Ok(capture)
-    };
-    Ok(CaptureFile::merge(files.iter().map(read).collect::<Result<Vec<_>, MergeError>>()?))
-}
-
-/// A part of the capture cannot be read back.
-#[derive(Debug, thiserror::Error)]
-#[error("read {}: {source}", path.display())]
-struct MergeError {
-    path: PathBuf,
-    source: Box<dyn std::error::Error + Send + Sync>,
-}
-
-/// Drop counters of every node whose pins can be read; the others did not tell, and the verdict knows.
-fn drops(lab: &Lab) -> Drops {
-    let of = |node: &labctl_provider::Host| {
-        let status = datapath_agent::status(&lab.bpf_dir(&node.name)).ok()?;
-        Some((node.name.clone(), status.drops))
-    };
-    lab.nodes().filter_map(of).collect()
 }
 
 /// What was dropped between two readings, of nodes that told both times.

@@ -19,7 +19,7 @@ use labctl_wire::packet::Mac;
 use labctl_wire::pcapng::{Block, Interface, Packet, ReadError, Reader, Statistics};
 use labctl_wire::{CapturePoint, HostKind};
 
-use super::captures::host_args;
+use super::captures::{filter, host_args};
 use super::interrupt::Interrupt;
 use super::role::{Role, RoleError, reap_all};
 
@@ -158,7 +158,7 @@ impl Stream<'_> {
         let start = |source: &Source<'_>| {
             Role::spawn(source.host, "capture", &source.host.name, &self.lab.log_dir(), |command| {
                 command.args(host_args(source.host));
-                command.args(["--filter", &self.limits.filter]);
+                command.args(["--filter", &filter(self.lab, source.host, &self.limits.filter)]);
                 command.args(["--snaplen", &self.limits.snaplen.to_string()]);
                 for interface in &source.interfaces {
                     command.args(["-i", interface]);

@@ -83,7 +83,8 @@ pub(crate) fn first_request(
     patience: Duration,
     interrupt: &Interrupt,
 ) -> Result<Exchange, FirstRequestError> {
-    let options = one(request(1, first_protocol(lab.plan()), first_frontend(lab.plan()), ATTEMPT));
+    let options =
+        one(request(lab.plan(), 1, first_protocol(lab.plan()), first_frontend(lab.plan()), ATTEMPT));
     let deadline = Instant::now() + patience;
     let mut attempt = fetch.send(&options, interrupt)?;
     loop {
@@ -105,12 +106,18 @@ fn one(request: Request) -> FetchOptions {
     FetchOptions { requests: vec![request], concurrency: 1, per_second: None, client: Client::Builtin }
 }
 
-fn request(id: u32, protocol: Protocol, remote: SocketAddrV4, limit: Duration) -> Request {
+/// Somebody else's backend knows nothing of the paths of ours: it is asked for what every web server has.
+const ANYBODYS_PATH: &str = "/";
+
+fn request(plan: &Plan, id: u32, protocol: Protocol, remote: SocketAddrV4, limit: Duration) -> Request {
     let transport = match protocol {
         Protocol::Tcp => Transport::Tcp,
         Protocol::Udp => Transport::Udp,
     };
-    Request { timeout_ms: limit.as_millis() as u64, ..Request::new(id, transport, remote) }
+    let is_anybodys = plan.service.foreign.is_some();
+    let path = is_anybodys.then(|| ANYBODYS_PATH.to_owned());
+    let timeout_ms = limit.as_millis() as u64;
+    Request { timeout_ms, path, any_status: is_anybodys, ..Request::new(id, transport, remote) }
 }
 
 /// TCP where there is TCP: it notices more.
@@ -162,13 +169,13 @@ impl Questions {
                     Protocol::Tcp => u64::from(plan.traffic.response_bytes),
                     Protocol::Udp => 0,
                 };
-                requests.push(Request { response_bytes, ..request(id, *protocol, frontend, ANSWER) });
+                requests.push(Request { response_bytes, ..request(plan, id, *protocol, frontend, ANSWER) });
             }
         }
         let answerable = requests.len();
         for (address, protocol) in silent_frontends(plan) {
             let frontend = SocketAddrV4::new(address, plan.service.node_port);
-            requests.push(request(requests.len() as u32 + 1, protocol, frontend, SILENCE));
+            requests.push(request(plan, requests.len() as u32 + 1, protocol, frontend, SILENCE));
         }
         let options =
             FetchOptions { requests, concurrency: CONCURRENCY, per_second: None, client: Client::Builtin };

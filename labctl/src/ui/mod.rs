@@ -17,7 +17,7 @@ mod progress;
 mod table;
 
 pub(crate) use paint::{Paint, Tone};
-pub(crate) use progress::{Progress, milliseconds};
+pub(crate) use progress::{Progress, Step, milliseconds};
 pub(crate) use table::table;
 
 /// Where output goes and how it looks; made once, lent to every command.

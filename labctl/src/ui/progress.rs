@@ -83,6 +83,26 @@ impl Step<'_> {
         }
     }
 
+    /// A part of the step has ended; the step goes on.
+    pub(crate) fn passed(&self, name: &str, detail: &str, time: Duration) {
+        self.progress.note(name.to_owned(), time);
+        self.aside(|| self.progress.line("✓", Tone::Good, name, detail, time));
+    }
+
+    /// Prints beside the spinner.
+    pub(crate) fn aside(&self, print: impl FnOnce()) {
+        match &self.spinner {
+            Some(spinner) => spinner.suspend(print),
+            None => print(),
+        }
+    }
+
+    /// The step ended, and what it did is told otherwise.
+    pub(crate) fn vanish(mut self) {
+        self.finished = true;
+        self.clear();
+    }
+
     /// The step succeeded; `detail` is what there is now.
     pub(crate) fn done(self, detail: &str) {
         self.finish("✓", Tone::Good, detail);
@@ -112,8 +132,12 @@ impl Drop for Step<'_> {
     }
 }
 
-/// Milliseconds with as many digits as are worth reading.
+/// Milliseconds, or seconds from ten of them on, with as many digits as are worth reading.
 pub(crate) fn milliseconds(time: Duration) -> String {
     let ms = time.as_secs_f64() * 1e3;
-    if ms < 10.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
+    match ms {
+        ..10.0 => format!("{ms:.1} ms"),
+        ..10_000.0 => format!("{ms:.0} ms"),
+        _ => format!("{:.1} s", ms / 1e3),
+    }
 }

@@ -54,12 +54,40 @@ pub enum Problem {
     },
     /// The lab's bpf file system is not mounted.
     BpfFsMissing,
+    /// A node or the client has no container any more.
+    ContainerMissing {
+        /// The container.
+        container: String,
+    },
+    /// A container is there and does not run.
+    ContainerStopped {
+        /// The container.
+        container: String,
+        /// Docker's word: `exited`, `paused`.
+        state: String,
+    },
+    /// Kubernetes does not call it ready.
+    NotReady {
+        /// `agent on worker`, `backend web-1`.
+        what: String,
+    },
+    /// The cluster or Docker cannot be asked.
+    NoAnswer {
+        /// Whom, and what went wrong.
+        reason: String,
+    },
 }
 
 impl Problem {
     /// Whether the lab can only be made anew: `gc` then removes it.
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::NamespaceMissing { .. } | Self::InterfaceMissing { .. } | Self::BpfFsMissing)
+        matches!(
+            self,
+            Self::NamespaceMissing { .. }
+                | Self::InterfaceMissing { .. }
+                | Self::BpfFsMissing
+                | Self::ContainerMissing { .. }
+        )
     }
 }
 
@@ -74,6 +102,10 @@ impl fmt::Display for Problem {
                 write!(f, "{host}:{interface} has lost its address {address}")
             }
             Self::BpfFsMissing => f.write_str("the lab's bpf file system is not mounted"),
+            Self::ContainerMissing { container } => write!(f, "container {container} is gone"),
+            Self::ContainerStopped { container, state } => write!(f, "container {container} is {state}"),
+            Self::NotReady { what } => write!(f, "{what} is not ready"),
+            Self::NoAnswer { reason } => f.write_str(reason),
         }
     }
 }

@@ -13,6 +13,7 @@ use super::namespace::{self, NETNS_DIR};
 use super::state::{self, LabLock, LockError};
 use super::sweep::{self, DownError, DownReport};
 use super::{Problem, check, processes};
+use crate::docker::EngineError;
 
 /// Why nothing could be collected.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,9 @@ pub enum GcError {
     /// A lab could not be locked for another reason than being in use.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// Docker cannot be asked.
+    #[error("search Docker: {0}")]
+    Engine(#[from] EngineError),
 }
 
 /// One lab that was removed, or should have been.
@@ -50,6 +54,8 @@ pub struct GcReport {
     pub kept: Vec<String>,
     /// Labs that a command works on, with its process.
     pub busy: Vec<(String, Option<u32>)>,
+    /// Things of no lab that were removed: `image labctl/node-role:0123456789ab`.
+    pub removed: Vec<String>,
 }
 
 pub(super) fn run(run_dir: &Path) -> Result<GcReport, GcError> {

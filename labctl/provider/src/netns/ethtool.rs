@@ -25,7 +25,7 @@ const SET_WORDS: usize = 2;
 
 /// Switches every offload of the interface off that makes a packet on the wire differ from one on a real
 /// link, and checks that it is off.
-pub(super) fn offloads_off(interface: &str) -> io::Result<()> {
+pub(crate) fn offloads_off(interface: &str) -> io::Result<()> {
     let device = Device::open(interface)?;
     let names = device.feature_names()?;
     let blocks = names.len().div_ceil(32);

@@ -25,7 +25,7 @@ const FOLDER: &str = "folder";
 const MOUNT: &str = "mount";
 
 /// Held for a few milliseconds at most: while names are checked and written down, or removed.
-pub(super) struct HostLock {
+pub(crate) struct HostLock {
     file: Flock<File>,
     made: Vec<String>,
 }
@@ -124,7 +124,7 @@ impl Drop for HostLock {
 }
 
 /// Names in a folder, none if it does not exist.
-pub(super) fn names_in(dir: &Path) -> io::Result<Vec<String>> {
+pub(crate) fn names_in(dir: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

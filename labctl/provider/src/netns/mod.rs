@@ -9,18 +9,18 @@
 mod build;
 pub(crate) mod check;
 mod collect;
-mod ethtool;
+pub(crate) mod ethtool;
 mod faults;
-mod host_lock;
+pub(crate) mod host_lock;
 mod mark;
 mod mounts;
 pub(crate) mod namespace;
-mod netlink;
+pub(crate) mod netlink;
 mod offloads;
 mod preflight;
-mod processes;
+pub(crate) mod processes;
 mod ready;
-mod state;
+pub(crate) mod state;
 mod sweep;
 mod topology;
 
@@ -130,6 +130,12 @@ impl NetnsProvider {
     /// [`DownError::NotUp`] when nothing was found; otherwise what could not be removed.
     pub fn down(&self, lock: LabLock, on_step: &mut dyn FnMut(StepEvent)) -> Result<DownReport, DownError> {
         sweep::down(&self.run_dir, lock, on_step)
+    }
+
+    /// Whether there may be something of a lab here. Needs no root.
+    pub fn has_traces(&self) -> bool {
+        let named = host_lock::names_in(Path::new(namespace::NETNS_DIR)).unwrap_or_default();
+        self.run_dir.exists() || named.iter().any(|name| name.starts_with("labctl-"))
     }
 
     /// Removes what no command would miss: labs whose `up` or `down` was killed, labs that lost a namespace,

@@ -158,12 +158,12 @@ pub(super) fn remove_name(path: &Path) -> io::Result<()> {
 }
 
 /// Whether the file is a namespace, not the empty file that a kill between two calls leaves.
-pub(super) fn is_namespace(file: &File) -> bool {
+pub(crate) fn is_namespace(file: &File) -> bool {
     fstatfs(file).is_ok_and(|s| s.filesystem_type() == NSFS_MAGIC)
 }
 
 /// Moves the calling thread into a namespace.
-pub(super) fn join(namespace: impl AsFd) -> io::Result<()> {
+pub(crate) fn join(namespace: impl AsFd) -> io::Result<()> {
     setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
 }
 

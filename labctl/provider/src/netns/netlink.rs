@@ -47,6 +47,7 @@ const IFADDRMSG: usize = 8;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
@@ -133,21 +134,23 @@ impl Request {
 
 /// A link as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Link {
-    pub(super) index: u32,
-    pub(super) name: String,
-    pub(super) up: bool,
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) up: bool,
     /// Carrier found and queue active: packets pass.
-    pub(super) running: bool,
+    pub(crate) running: bool,
     /// The bridge forwards by this port; `None` if it is no port.
-    pub(super) forwarding: Option<bool>,
-    pub(super) mac: Option<MacAddress>,
-    pub(super) mtu: u32,
-    pub(super) alias: Option<String>,
+    pub(crate) forwarding: Option<bool>,
+    pub(crate) mac: Option<MacAddress>,
+    pub(crate) mtu: u32,
+    /// Index of the other end of a veth pair, in the other end's namespace.
+    pub(crate) peer: Option<u32>,
+    pub(crate) alias: Option<String>,
 }
 
 /// An rtnetlink socket in the namespace of the thread that opened it.
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
@@ -155,7 +158,7 @@ pub(super) struct Netlink {
 
 impl Netlink {
     /// Opens a socket in the calling thread's namespace.
-    pub(super) fn open() -> Result<Self, NetlinkError> {
+    pub(crate) fn open() -> Result<Self, NetlinkError> {
         let socket = open_socket(0).map_err(|source| socket_failed("open", source))?;
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
     }
@@ -196,13 +199,13 @@ impl Netlink {
     }
 
     /// Every link of the namespace.
-    pub(super) fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
+    pub(crate) fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
         let request = Request::new("list", "links", RouteNetlinkMessage::GetLink(LinkMessage::default()), 0);
         self.dump(&request, RTM_NEWLINK, parse_link)
     }
 
     /// Every IPv4 address of the namespace: link index, address, prefix length.
-    pub(super) fn addresses(&mut self) -> Result<Vec<(u32, Ipv4Addr, u8)>, NetlinkError> {
+    pub(crate) fn addresses(&mut self) -> Result<Vec<(u32, Ipv4Addr, u8)>, NetlinkError> {
         let payload = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         self.dump(&Request::new("list", "addresses", payload, 0), RTM_NEWADDR, parse_address)
     }
@@ -358,6 +361,7 @@ fn parse_link(body: &[u8]) -> Option<Link> {
         forwarding: None,
         mac: None,
         mtu: 0,
+        peer: None,
         alias: None,
     };
     for (kind, value) in attributes(body.get(IFINFOMSG..)?) {
@@ -365,6 +369,7 @@ fn parse_link(body: &[u8]) -> Option<Link> {
             IFLA_IFNAME => link.name = string(value),
             IFLA_ADDRESS => link.mac = value.try_into().ok().map(MacAddress),
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            IFLA_LINK => link.peer = u32_at(value, 0),
             IFLA_OPERSTATE => link.running = value.first() == Some(&IF_OPER_UP),
             IFLA_IFALIAS => link.alias = Some(string(value)),
             IFLA_LINKINFO => link.forwarding = port_forwards(value),

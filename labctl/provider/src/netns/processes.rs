@@ -153,8 +153,18 @@ fn shares_files(pid: u32, run_dir: &Path) -> bool {
     id(&theirs).is_ok_and(|theirs| theirs == ours)
 }
 
+/// Every process of this machine that has exactly this word among its arguments.
+pub(crate) fn with_word(word: &str) -> io::Result<Vec<ProcessInfo>> {
+    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let found = pids.filter_map(|pid| {
+        let words = words_of(pid);
+        words.iter().any(|w| w == word).then(|| ProcessInfo { pid, command: words.join(" ") })
+    });
+    Ok(found.collect())
+}
+
 /// Ends these processes: SIGTERM, then SIGKILL for those that stay. Returns those that did not end.
-pub(super) fn end(processes: &[ProcessInfo]) -> Vec<ProcessInfo> {
+pub(crate) fn end(processes: &[ProcessInfo]) -> Vec<ProcessInfo> {
     let mut alive: Vec<_> = processes.iter().filter_map(|p| Some((p, open_same(p)?))).collect();
     for (signal, deadline) in [(libc::SIGTERM, GRACE), (libc::SIGKILL, KILL_DEADLINE)] {
         for (_, pidfd) in &alive {

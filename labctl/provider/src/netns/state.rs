@@ -24,7 +24,7 @@ use crate::host::{Host, HostKind};
 use crate::lab::{Lab, LabEntry, LabState};
 
 const SCHEMA: &str = "labctl.lab/v1";
-pub(super) const FILE: &str = "lab.json";
+pub(crate) const FILE: &str = "lab.json";
 /// Not a lab name, so that it can lie beside labs.
 const LOG_DIR: &str = "log";
 
@@ -61,6 +61,14 @@ pub enum StateError {
         /// The system's words.
         source: io::Error,
     },
+    /// The lab is complete, and cannot be looked into now.
+    #[error("look into lab {lab}: {reason}; `labctl down {lab}` removes it all the same")]
+    Observe {
+        /// The lab.
+        lab: String,
+        /// Whom labctl asked, and what went wrong.
+        reason: String,
+    },
 }
 
 /// Why a lock was not taken.
@@ -88,6 +96,14 @@ pub enum LockError {
         /// The system's words.
         source: io::Error,
     },
+    /// The state folder of clusters' labs cannot be used.
+    #[error("lock {}: {source}; LABCTL_STATE_DIR names another folder", path.display())]
+    StateDir {
+        /// The lab's folder.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
 }
 
 /// Sends only those to root whom root would help: a read-only or full file system is the same for everybody.
@@ -102,7 +118,7 @@ fn holder(pid: Option<u32>) -> String {
 /// How far a lab's `up` came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     /// `up` has begun.
     Creating,
     /// `up` has ended well.
@@ -144,23 +160,76 @@ struct Stored {
 pub struct LabLock {
     lab: String,
     dir: PathBuf,
+    guard: FolderGuard,
     // Held for its lock alone.
     _folder: Flock<File>,
 }
 
+/// What orders the making and removing of labs' folders among commands. Below it every lab's folder has a lock
+/// of its own.
+#[derive(Clone, Debug)]
+pub(crate) enum FolderGuard {
+    /// The machine's own lock, which needs root.
+    Machine,
+    /// The lock of the folder that holds the labs' folders; made when it is missing.
+    Root(PathBuf),
+}
+
+/// Held while folders are made or removed.
+pub(crate) enum FoldersHeld {
+    Machine { _lock: HostLock },
+    Root { _lock: Flock<File> },
+}
+
+impl FolderGuard {
+    /// Waits for the lock. Its holders only make and remove folders meanwhile.
+    pub(crate) fn take(&self) -> io::Result<FoldersHeld> {
+        let root = match self {
+            Self::Machine => return HostLock::take().map(|_lock| FoldersHeld::Machine { _lock }),
+            Self::Root(root) => root,
+        };
+        loop {
+            fs::create_dir_all(root)?;
+            let file = File::open(root)?;
+            let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| io::Error::from(e))?;
+            // The holder before us may have removed the folder that we waited on.
+            let current = fs::metadata(root).is_ok_and(|m| lock.metadata().is_ok_and(|l| l.ino() == m.ino()));
+            if current {
+                return Ok(FoldersHeld::Root { _lock: lock });
+            }
+        }
+    }
+
+    fn refused(&self, path: &Path) -> impl Fn(io::Error) -> LockError + use<> {
+        let (path, machine) = (path.to_owned(), matches!(self, Self::Machine));
+        move |source| {
+            let path = path.clone();
+            if machine { LockError::Io { path, source } } else { LockError::StateDir { path, source } }
+        }
+    }
+}
+
 impl LabLock {
     pub(super) fn take(run_dir: &Path, lab: &str) -> Result<Self, LockError> {
+        Self::take_below(run_dir, lab, FolderGuard::Machine)
+    }
+
+    /// Locks the lab's folder below `root`, made if it is missing.
+    pub(crate) fn take_below(root: &Path, lab: &str, guard: FolderGuard) -> Result<Self, LockError> {
         if !is_name(lab) {
             return Err(LockError::Name { lab: lab.to_owned() });
         }
-        let dir = run_dir.join(lab);
-        let io = |source| LockError::Io { path: dir.clone(), source };
+        let dir = root.join(lab);
+        let io = guard.refused(&dir);
         // Folders come and go under this lock only: ours cannot vanish between the two calls.
-        let _host = HostLock::take().map_err(io)?;
-        fs::create_dir_all(&dir).map_err(io)?;
-        let folder = File::open(&dir).map_err(io)?;
+        let held = guard.take().map_err(&io)?;
+        fs::create_dir_all(&dir).map_err(&io)?;
+        let folder = File::open(&dir).map_err(&io)?;
         match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
-            Ok(folder) => Ok(Self { lab: lab.to_owned(), dir, _folder: folder }),
+            Ok(folder) => {
+                drop(held);
+                Ok(Self { lab: lab.to_owned(), dir, guard, _folder: folder })
+            }
             Err((_, nix::Error::EWOULDBLOCK)) => {
                 Err(LockError::Busy { lab: lab.to_owned(), pid: lock_holder(&dir).flatten() })
             }
@@ -173,7 +242,7 @@ impl LabLock {
         &self.lab
     }
 
-    pub(super) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 }
@@ -181,7 +250,7 @@ impl LabLock {
 impl Drop for LabLock {
     fn drop(&mut self) {
         // A lab that is not up leaves no folder. It is empty then, and removing it fails if it is not.
-        let Ok(_host) = HostLock::take() else { return };
+        let Ok(_held) = self.guard.take() else { return };
         if !self.dir.join(FILE).exists() && fs::remove_dir(&self.dir).is_ok() {
             remove_if_empty(self.dir.parent());
         }
@@ -196,13 +265,13 @@ fn remove_if_empty(run_dir: Option<&Path>) {
 }
 
 /// Keeps folder names inside the run directory.
-fn is_name(lab: &str) -> bool {
+pub(crate) fn is_name(lab: &str) -> bool {
     !lab.is_empty() && lab.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// Who holds the lock of a folder: `None` if nobody does, `Some(None)` if the kernel does not say who.
 /// Reading the kernel's table, unlike trying the lock, never disturbs anybody.
-fn lock_holder(dir: &Path) -> Option<Option<u32>> {
+pub(crate) fn lock_holder(dir: &Path) -> Option<Option<u32>> {
     let folder = File::open(dir).ok()?;
     let (device, inode) = (mounts::device_of(&folder).ok()?, folder.metadata().ok()?.ino());
     let table = fs::read_to_string("/proc/locks").ok()?;
@@ -222,7 +291,7 @@ fn locked_by(line: &str, device: Device, inode: u64) -> Option<Option<u32>> {
 }
 
 /// The folder as an absolute path with symbolic links resolved as far as it exists: marks compare it.
-pub(super) fn absolute(dir: PathBuf) -> PathBuf {
+pub(crate) fn absolute(dir: PathBuf) -> PathBuf {
     let dir = std::path::absolute(&dir).unwrap_or(dir);
     let mut missing = Vec::new();
     let mut known = dir.as_path();
@@ -255,6 +324,7 @@ pub(super) fn write_ready(lock: &LabLock, plan: &Plan, hosts: Vec<Host>) -> io::
     let created = now();
     write(lock, plan, &hosts, Phase::Ready, created)?;
     Ok(Lab {
+        asked: plan.clone(),
         plan: plan.clone(),
         hosts,
         dir: lock.dir().to_owned(),
@@ -290,7 +360,7 @@ fn write(lock: &LabLock, plan: &Plan, hosts: &[Host], phase: Phase, created: u64
     Ok(())
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
@@ -368,7 +438,7 @@ fn parse(bytes: &[u8], dir: &Path) -> Result<Option<Lab>, String> {
             return Err(format!("it lists no {kind:?}").to_lowercase());
         }
     }
-    Ok(Some(Lab { plan, hosts, dir: dir.to_owned(), created, version }))
+    Ok(Some(Lab { asked: plan.clone(), plan, hosts, dir: dir.to_owned(), created, version }))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::mounts;
 use super::namespace::{self, NETNS_DIR};
 use super::processes::{self, NamespaceId, ProcessInfo};
 use super::state::{self, LabLock, Names, Phase};
+use crate::docker::EngineError;
 use crate::steps::{Step, StepEvent};
 
 /// Why a lab is not gone.
@@ -45,6 +46,22 @@ pub enum DownError {
         /// What stayed and why.
         left: Vec<String>,
     },
+    /// Docker cannot be asked, so nothing was removed.
+    #[error("remove lab {lab}: {source}")]
+    Engine {
+        /// The lab.
+        lab: String,
+        /// What is wrong with Docker.
+        source: EngineError,
+    },
+    /// Something of a lab on a cluster stayed. All else was removed.
+    #[error("remove all of lab {lab}: {}; run `labctl gc` when the cause is gone", left.join("; "))]
+    Remains {
+        /// The lab.
+        lab: String,
+        /// What stayed and why.
+        left: Vec<String>,
+    },
 }
 
 /// What was removed.
@@ -60,6 +77,10 @@ pub struct DownReport {
     pub spared: Vec<ProcessInfo>,
     /// Mounts that were removed.
     pub mounts: Vec<PathBuf>,
+    /// What else was removed, each with its kind: `container labctl-dsr-worker`, `network labctl-dsr`.
+    pub removed: Vec<String>,
+    /// What to tell: kernel settings that could not be put back, things of others that were left alone.
+    pub notes: Vec<String>,
     /// How long it took.
     pub took: Duration,
 }

@@ -5,8 +5,10 @@
 //! (labctl-node, datapath-agent). Each role prints JSON lines on stdout and nothing else.
 
 use std::io::Read;
+use std::net::Ipv4Addr;
 
 use clap::Subcommand;
+use labctl_provider::join_pod;
 use serde::de::DeserializeOwned;
 
 use crate::exit::Exit;
@@ -14,8 +16,18 @@ use crate::failure::{Failure, Outcome};
 use crate::ui::Ui;
 
 mod agent;
+mod agent_status;
+mod canary;
 mod capture;
+mod cluster_agent;
+mod cluster_clean;
+mod cluster_prepare;
+mod cluster_ready;
 mod fetch;
+mod framed;
+mod idle;
+mod inspect;
+mod relay;
 mod serve;
 
 /// Run one role of a lab in the current network namespace.
@@ -24,6 +36,9 @@ pub(crate) struct Args {
     /// Lab that this process belongs to; clean-up finds it by this argument.
     #[arg(long, global = true, value_name = "LAB")]
     lab: Option<String>,
+    /// First join the network namespace of the pod on this node that has this address.
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    in_pod: Option<Ipv4Addr>,
     #[command(subcommand)]
     role: Role,
 }
@@ -31,18 +46,42 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Role {
     Agent(agent::Args),
+    AgentStatus(agent_status::Args),
+    Canary(canary::Args),
     Capture(capture::Args),
+    ClusterAgent(cluster_agent::Args),
+    ClusterClean(cluster_clean::Args),
+    ClusterPrepare(cluster_prepare::Args),
+    ClusterReady(cluster_ready::Args),
     Serve(serve::Args),
     Fetch(fetch::Args),
+    Framed(framed::Args),
+    Idle(idle::Args),
+    Inspect(inspect::Args),
+    Relay(relay::Args),
 }
 
 impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
+        if let Some(address) = self.in_pod {
+            // Before the role starts any thread: they all inherit the namespace of this one.
+            join_pod(address).map_err(|error| Failure::because(Exit::SetupFailed, "join the pod", &error))?;
+        }
         match self.role {
             Role::Agent(args) => args.exec(ui),
+            Role::AgentStatus(args) => args.exec(ui),
+            Role::Canary(args) => args.exec(ui),
             Role::Capture(args) => args.exec(ui),
+            Role::ClusterAgent(args) => args.exec(ui),
+            Role::ClusterClean(args) => args.exec(ui),
+            Role::ClusterPrepare(args) => args.exec(ui),
+            Role::ClusterReady(args) => args.exec(ui),
             Role::Serve(args) => args.exec(ui),
             Role::Fetch(args) => args.exec(ui),
+            Role::Framed(args) => args.exec(ui),
+            Role::Idle(args) => args.exec(ui),
+            Role::Inspect(args) => args.exec(ui),
+            Role::Relay(args) => args.exec(ui),
         }
     }
 }

@@ -1,12 +1,10 @@
 //! `labctl verify` and its JSON, as any other program would read it.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::Value;
-
-use crate::lab::{Lab, text};
 
 /// Names of the checks in the order of the report; design and users both count on them.
 pub(crate) const CHECKS: [&str; 12] = [
@@ -32,20 +30,22 @@ pub(crate) struct Verdict {
     pub(crate) evidence: PathBuf,
 }
 
-impl Lab {
-    /// Runs `labctl verify --format json`.
-    pub(crate) fn verify(&self) -> Verdict {
-        let output = self.labctl(&["verify", &self.name, "--format", "json"]);
+impl Verdict {
+    /// What `labctl verify --format json`, run in `folder`, said about a lab.
+    pub(crate) fn of(output: Output, folder: &Path, lab: &str) -> Self {
         let json: Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("verify gave no JSON ({error}):\n{}", text(&output)));
         assert_eq!(json["schema"], "labctl.verify/v1");
         let run = json["run"].as_str().expect("the run's name");
-        let evidence = self.folder().join(".labctl").join(&self.name).join(run);
-        Verdict { output, json, evidence }
+        let evidence = folder.join(".labctl").join(lab).join(run);
+        Self { output, json, evidence }
     }
-}
 
-impl Verdict {
+    /// The whole report.
+    pub(crate) fn json(&self) -> &Value {
+        &self.json
+    }
+
     /// The exit code.
     pub(crate) fn code(&self) -> i32 {
         self.output.status.code().expect("verify ended by itself")
@@ -53,7 +53,7 @@ impl Verdict {
 
     /// The word of the whole run.
     pub(crate) fn word(&self) -> &str {
-        self.json["verdict"].as_str().expect("a verdict")
+        self.json()["verdict"].as_str().expect("a verdict")
     }
 
     /// Names of the checks with this status.
@@ -64,7 +64,7 @@ impl Verdict {
     }
 
     /// The evidence of one check.
-    pub(crate) fn of(&self, check: &str) -> &Value {
+    pub(crate) fn evidence_of(&self, check: &str) -> &Value {
         let checks = self.json["checks"].as_array().expect("checks");
         let found = checks.iter().find(|c| c["name"] == check).unwrap_or_else(|| panic!("no check {check}"));
         &found["evidence"]
@@ -87,4 +87,10 @@ impl Verdict {
     pub(crate) fn said(&self) -> String {
         text(&self.output)
     }
+}
+
+/// Both streams of a finished command.
+pub(crate) fn text(output: &Output) -> String {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    format!("status {}\n--- stdout\n{out}\n--- stderr\n{err}", output.status)
 }

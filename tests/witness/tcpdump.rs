@@ -1,4 +1,4 @@
-//! An independent witness: the real tcpdump inside a namespace, and tshark over what it wrote.
+//! An independent witness: the real tcpdump, and tshark over what it wrote.
 //!
 //! Owns: starting and ending tcpdump without losing a packet, counting with its own filters. Does not own: any
 //! use of labctl's capture code; these tests must not believe it.
@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-use crate::lab::Lab;
 
 /// How long tcpdump may take for anything.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,13 +41,12 @@ struct Counters {
 }
 
 impl Tcpdump {
-    /// Starts it on a host's `eth0` and returns when it listens.
-    pub(crate) fn start(lab: &Lab, host: &str, filter: &str) -> Self {
-        let file = lab.folder().join(format!("{host}.pcap"));
-        let mut child = lab
-            .inside(host, "tcpdump")
+    /// Starts it on an interface and returns when it listens. `tcpdump` is the program without arguments: plain, or
+    /// behind `ip netns exec`, which becomes the program that it starts.
+    pub(crate) fn start(mut tcpdump: Command, interface: &str, file: PathBuf, filter: &str) -> Self {
+        let mut child = tcpdump
             // 64 MiB: a download of 10 MiB in whole packets fits twice.
-            .args(["-i", "eth0", "--immediate-mode", "-U", "-n", "-B", "65536", "-Z", "root", "-w"])
+            .args(["-i", interface, "--immediate-mode", "-U", "-n", "-B", "65536", "-Z", "root", "-w"])
             .arg(&file)
             .args(filter.split_ascii_whitespace())
             .stdin(Stdio::null())
@@ -117,7 +114,7 @@ impl Tcpdump {
     }
 
     fn signal(&self, signal: Signal) {
-        // `ip netns exec` becomes the program that it starts, so the child is tcpdump itself.
+        // The child is tcpdump itself, whatever started it.
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("tcpdump runs");
     }
 }

@@ -1,0 +1,3 @@
+//! What labctl says to a cluster, without a cluster: the manifests.
+
+mod manifests;
