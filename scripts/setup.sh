@@ -2,7 +2,8 @@
 # Sets up what is missing to build labctl, and to test it: scripts/setup.sh [build|test]
 #
 #   build   compiler, eBPF toolchain, bpf-linker: enough for `make demo`
-#   test    build, and the tools that tests compare with (tshark, tcpdump, nft, ...); the default
+#   test    build, and the tools that tests compare with (tshark, tcpdump, nft, ...); the default. Where a Docker
+#           engine answers, also kind; Docker itself is its owner's matter, without it the kind tests are skipped
 #
 # Idempotent; when nothing is missing it changes nothing, says nothing and takes a fraction of a second.
 # Exit codes: 0 all there, 2 usage, 3 something is missing that it cannot install (the message says what).
@@ -18,6 +19,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/rust.sh"
 
 BPF_LINKER_VERSION=0.13.0
+# Fetched where no kind is installed; labctl takes 0.20 and newer.
+KIND_VERSION=0.30.0
 # LLVM versions that this bpf-linker can be built with (its cargo features llvm-N).
 BPF_LINKER_LLVM="21 22 23"
 
@@ -271,6 +274,43 @@ ensure_linker() {
         "or set LABCTL_BPF_OBJECT to an object from a release."
 }
 
+# --- kind ----------------------------------------------------------------------------------------
+
+# Whether the caller, or root for whom the tests run, reaches a Docker engine.
+docker_answers() {
+    command -v docker >/dev/null && { timeout 10 docker version >/dev/null 2>&1 ||
+        timeout 10 sudo -n docker version >/dev/null 2>&1; }
+}
+
+# Upstream's own binary, compared with the checksum that is released with it.
+fetch_kind() {
+    local machine url
+    case "$(uname -m)" in
+        x86_64) machine=amd64 ;;
+        aarch64) machine=arm64 ;;
+        *) return 1 ;;
+    esac
+    url="https://github.com/kubernetes-sigs/kind/releases/download/v$KIND_VERSION/kind-linux-$machine"
+    say "fetching kind $KIND_VERSION into $tools"
+    local folder
+    folder="$(mktemp -d)"
+    if curl --fail --silent --show-error --location --max-time 300 --output "$folder/kind-linux-$machine" "$url" &&
+        curl --fail --silent --show-error --location --max-time 60 --output "$folder/sum" "$url.sha256sum" &&
+        (cd "$folder" && sha256sum --check --quiet sum); then
+        install -D -m 755 "$folder/kind-linux-$machine" "$tools/bin/kind"
+    fi
+    rm -rf "$folder"
+    [[ -x "$tools/bin/kind" ]]
+}
+
+# Never fails: without kind the tests that need it say that they are skipped.
+ensure_kind() {
+    docker_answers || return 0
+    PATH="$tools/bin:$PATH" command -v kind >/dev/null && return
+    fetch_kind ||
+        say "kind is not installed and could not be fetched: the kind tests are skipped (https://kind.sigs.k8s.io)"
+}
+
 # -------------------------------------------------------------------------------------------------
 
 main() {
@@ -296,6 +336,9 @@ main() {
     if [[ -z "${LABCTL_BPF_OBJECT:-}" ]]; then
         ensure_bpf_rustc
         ensure_linker
+    fi
+    if [[ "$scope" == test ]]; then
+        ensure_kind
     fi
 }
 

@@ -341,13 +341,20 @@ mod unprivileged {
     }
 
     #[test]
-    fn commands_that_need_root_say_so_before_anything_else() {
-        for args in [&["up", "dsr"][..], &["down"], &["gc"], &["verify"], &["status"], &["capture", "--all"]]
-        {
-            let ran = run_unprivileged(args).expect(3);
-            assert!(ran.err.contains("need root"), "{args:?}: {}", ran.err);
-            assert!(ran.err.contains("sudo labctl"), "{args:?}: {}", ran.err);
-            assert_eq!(ran.out, "", "{args:?}");
+    fn up_says_that_namespaces_need_root_before_anything_else() {
+        let ran = run_unprivileged(&["up", "dsr", "--name", "never-made"]).expect(3);
+        assert!(ran.err.contains("need root"), "{}", ran.err);
+        assert!(ran.err.contains("sudo labctl"), "{}", ran.err);
+        assert_eq!(ran.out, "");
+    }
+
+    #[test]
+    fn a_lab_that_is_not_up_is_known_without_root() {
+        for command in ["down", "verify", "status", "capture"] {
+            let host: &[&str] = if command == "capture" { &["--all"] } else { &[] };
+            let ran = run_unprivileged(&[&[command, "never-made"], host].concat()).expect(4);
+            assert!(ran.err.contains("\"never-made\" is not up"), "{command}: {}", ran.err);
+            assert_eq!(ran.out, "", "{command}");
         }
     }
 
