@@ -11,23 +11,27 @@ use crate::docker;
 use crate::lab::{Lab, Turn};
 use crate::need::need_kind;
 
-/// Requests that begin in each second.
+/// Requests over TCP that begin in each second.
 const RATE: u32 = 200;
+/// Datagrams beside them. Nothing sends a lost one again, so they see what TCP hides by its second SYN.
+const DATAGRAM_RATE: u32 = 100;
 /// How long a request may take before it counts as failed. Two cores carry three nodes here.
 const LIMIT_MS: u32 = 15_000;
 /// How long anything in the cluster may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Requests that go on in the background, each on a connection of its own.
+/// Requests that go on in the background, each on a connection or from a port of its own.
 struct Load(Child);
 
 impl Load {
-    fn start(lab: &Lab, seconds: u32) -> Self {
+    /// `protocol` is what fetch calls it: nothing for TCP.
+    fn start(lab: &Lab, seconds: u32, rate: u32, protocol: &[&str]) -> Self {
         let worker = format!("{}:32000", docker::address(&lab.container("worker")));
-        let (count, rate, limit) = ((seconds * RATE).to_string(), RATE.to_string(), LIMIT_MS.to_string());
+        let (count, rate, limit) = ((seconds * rate).to_string(), rate.to_string(), LIMIT_MS.to_string());
         let client = lab.container("client");
         let mut args = vec!["exec", &client, "/labctl", "node", "fetch", &worker, "--json"];
         args.extend(["-n", &count, "--rate", &rate, "--timeout", &limit]);
+        args.extend(protocol);
         let mut command = docker::command(&args);
         Self(command.stdout(Stdio::piped()).spawn().expect("docker runs"))
     }
@@ -140,7 +144,7 @@ fn assert_all_answered(exchanges: &[Exchange], expected: u32, done: &str) {
 }
 
 #[test]
-fn two_hundred_requests_a_second_notice_nothing() {
+fn three_hundred_requests_a_second_notice_nothing() {
     need_kind!();
     // Alone: this measures losses, not how two cores carry six nodes.
     let lab = Lab::new("dsr", Turn::alone(), |text| {
@@ -148,12 +152,13 @@ fn two_hundred_requests_a_second_notice_nothing() {
     });
     lab.bring_up();
     const SECONDS: u32 = 100;
-    let mut load = Load::start(&lab, SECONDS);
+    let mut loads =
+        [Load::start(&lab, SECONDS, RATE, &[]), Load::start(&lab, SECONDS, DATAGRAM_RATE, &["--udp"])];
     let began = Instant::now();
     let mut done = Vec::new();
     let mut step = |what: &str, run: &dyn Fn(&Lab)| {
         run(&lab);
-        assert!(load.goes_on(), "the requests were over before {what}; done: {done:?}");
+        assert!(loads.iter_mut().all(Load::goes_on), "the requests were over before {what}; done: {done:?}");
         done.push(format!("{what} at {:.0} s", began.elapsed().as_secs_f64()));
     };
     step("agents killed", &kill_agents);
@@ -162,7 +167,9 @@ fn two_hundred_requests_a_second_notice_nothing() {
     step("backends taken away", &|lab| scale_backends(lab, 2));
     step("a backend deleted", &delete_a_backend);
     step("API server restarted", &restart_api_server);
-    assert_all_answered(&load.finish(), SECONDS * RATE, &done.join(", "));
+    let [requests, datagrams] = loads.map(Load::finish);
+    assert_all_answered(&requests, SECONDS * RATE, &done.join(", "));
+    assert_all_answered(&datagrams, SECONDS * DATAGRAM_RATE, &done.join(", "));
     // The deleted backend's successor is known: the agents have heard of it after the API server came back.
     let now: std::collections::BTreeSet<_> = backends(&lab).into_iter().collect();
     let verdict = lab.verify();

@@ -9,7 +9,7 @@ use datapath_types::Backend;
 use crate::frame::{ACK, FIN, Frame, Icmp, RST, SYN, at};
 use crate::harness::{
     CLIENT, CLUSTER_IP, CONTROL, Cluster, LOCAL_POD, NODE_PORT, Node, OPTION, POD, POD_PORT, REDIRECT,
-    WORKER, WORKER2, datagram, pod, request, response, state, vip,
+    WORKER, WORKER2, client, datagram, pod, request, response, state, vip,
 };
 
 /// A second pod on worker2.
@@ -22,6 +22,13 @@ fn two(mode: DatapathMode) -> NodeState {
 fn terminate(mut state: NodeState, pod: Ipv4Addr) -> NodeState {
     for backend in state.services.iter_mut().flat_map(|s| &mut s.backends) {
         backend.terminating |= backend.address == pod;
+    }
+    state
+}
+
+fn retire(mut state: NodeState, pod: Ipv4Addr) -> NodeState {
+    for backend in state.services.iter_mut().flat_map(|s| &mut s.backends) {
+        backend.retired |= backend.address == pod;
     }
     state
 }
@@ -62,17 +69,38 @@ fn a_terminating_backend_keeps_its_flows_and_gets_no_new_ones() {
 
 #[test]
 fn a_retired_backend_keeps_its_flows_and_never_gets_a_new_one() {
-    let mut retired = state(WORKER, Dsr, &[(POD, WORKER2)]);
-    let mut worker = Node::new(&retired).expect("loads");
+    let one = state(WORKER, Dsr, &[(POD, WORKER2)]);
+    let mut worker = Node::new(&one).expect("loads");
     destination(&mut worker, &request(SYN));
-    for backend in retired.services.iter_mut().flat_map(|s| &mut s.backends) {
-        backend.retired = true;
-    }
-    worker.sync(&retired);
+    worker.sync(&retire(one, POD));
     assert_eq!(destination(&mut worker, &request(ACK)), POD, "a living flow moved");
     let new = request(SYN).from(at(CLIENT, 20000));
     let answer = Icmp::port_unreachable(WORKER, CLIENT, new.quote(20)).bytes();
     worker.assert_answer("from_netdev", &new.bytes(), &answer, "no-backend");
+}
+
+#[test]
+fn datagrams_leave_a_retired_backend_at_once() {
+    for mode in [Dsr, Snat] {
+        let mut worker = Node::new(&two(mode)).expect("loads");
+        let mut ports = (20000..).map(|port| datagram().from(at(CLIENT, port)));
+        let asked = ports.find(|frame| destination(&mut worker, frame) == POD).expect("each has its share");
+        worker.sync(&terminate(two(mode), POD));
+        assert_eq!(destination(&mut worker, &asked), POD, "it still serves those who asked it");
+        worker.sync(&retire(two(mode), POD));
+        assert_eq!(destination(&mut worker, &asked), OTHER, "it is not there any more");
+    }
+}
+
+/// No two nodes hear of a change at the same time.
+#[test]
+fn what_another_node_sends_to_a_retired_backend_is_answered() {
+    let mut cluster = Cluster::new(Dsr);
+    cluster.worker2.sync(&retire(state(WORKER2, Dsr, &[(POD, WORKER2)]), POD));
+    for (asked, reply) in [(request(SYN), response(SYN | ACK)), (datagram(), Frame::udp(pod(), client()))] {
+        cluster.deliver(&asked);
+        cluster.worker2.run("from_pod", &reply.bytes()).assert_sent(&reply.from(vip()).hop().bytes());
+    }
 }
 
 #[test]

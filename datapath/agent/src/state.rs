@@ -77,7 +77,8 @@ pub struct BackendState {
     pub node: Ipv4Addr,
     /// Keeps its flows, gets no new ones, unless all are terminating.
     pub terminating: bool,
-    /// Keeps its flows, never gets a new one: it is not ready, or has left the service.
+    /// Keeps its TCP flows, never gets a new one: it is not ready, or has left the service. A datagram that
+    /// another node sends all the same is answered.
     #[serde(default)]
     pub retired: bool,
 }

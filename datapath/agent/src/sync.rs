@@ -167,13 +167,14 @@ impl Desired {
             (backend.node == state.node_address, BackendFlags::LOCAL),
             (backend.address == backend.node, BackendFlags::HOST),
             (backend.terminating || backend.retired, BackendFlags::TERMINATING),
+            (backend.retired, BackendFlags::RETIRED),
         ] {
             flags |= if set { flag } else { 0 };
         }
         let id = backend_id(backend.address, backend.port, proto);
         // Of two services that share a backend, one may have let it go.
-        if self.backends.get(&id).is_some_and(|other| !other.is_terminating()) {
-            flags &= !BackendFlags::TERMINATING;
+        if let Some(other) = self.backends.get(&id) {
+            flags &= other.flags | !(BackendFlags::TERMINATING | BackendFlags::RETIRED);
         }
         let value = Backend {
             addr: addr(backend.address),

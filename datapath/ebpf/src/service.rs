@@ -95,6 +95,10 @@ fn follow(packet: &Packet, copy: &mut Flow, now: u64) -> bool {
     if packet.is_syn() && (flow.is_closing() || backend.is_terminating()) {
         return false;
     }
+    // A datagram has no connection to keep.
+    if packet.proto != PROTO_TCP && backend.is_retired() {
+        return false;
+    }
     flow::note_request(flow, packet, now);
     *copy = *flow;
     true

@@ -10,6 +10,9 @@ impl BackendFlags {
     pub const HOST: u16 = 1 << 1;
     /// The backend is going away: flows that it has go on, new ones go elsewhere.
     pub const TERMINATING: u16 = 1 << 2;
+    /// The backend is not ready, or has left its service: TCP flows that it has go on, datagrams go elsewhere. Its
+    /// node still knows it, for what other nodes send that have not heard yet. Never without [`Self::TERMINATING`].
+    pub const RETIRED: u16 = 1 << 3;
 }
 
 /// Value of map `BACKENDS`, keyed by a backend id (`u32`, never 0).
@@ -49,6 +52,12 @@ impl Backend {
     #[inline(always)]
     pub const fn is_terminating(&self) -> bool {
         self.flags & BackendFlags::TERMINATING != 0
+    }
+
+    /// Whether datagrams must go elsewhere even if earlier ones of their flow came here.
+    #[inline(always)]
+    pub const fn is_retired(&self) -> bool {
+        self.flags & BackendFlags::RETIRED != 0
     }
 }
 

@@ -37,8 +37,7 @@ struct Known {
 
 impl Retention {
     /// Adds to each service the backends that left it less than [`RETENTION`] before `now`, as retired ones.
-    /// Those that were ready less than [`FLICKER`] before take new connections if nobody else does. A datagram has
-    /// no connection to keep, its next one finds another backend: UDP has no retired backends.
+    /// Those that were ready less than [`FLICKER`] before take new connections if nobody else does.
     pub fn retain(&mut self, services: &mut [ServiceState], now: Instant) {
         let mut before = std::mem::take(&mut self.known);
         for service in services {
@@ -60,9 +59,6 @@ impl Retention {
                 retired: true,
                 ..known.backend.clone()
             }));
-            if service.protocol == Proto::Udp {
-                service.backends.retain(|backend| !backend.retired);
-            }
             self.known.insert(port, known);
         }
     }

@@ -156,7 +156,7 @@ fn conditions_say_who_gets_new_connections() {
 }
 
 #[test]
-fn datagrams_go_to_a_backend_that_is_ready_or_was_a_moment_ago() {
+fn a_backend_of_datagrams_that_is_not_ready_is_known_all_the_same() {
     let spec = json!({
         "type": "ClusterIP", "clusterIP": "10.96.0.80",
         "ports": [{"name": "dns", "protocol": "UDP", "port": 53}, {"name": "dns-tcp", "protocol": "TCP", "port": 53}],
@@ -179,11 +179,11 @@ fn datagrams_go_to_a_backend_that_is_ready_or_was_a_moment_ago() {
         state.backends.iter().map(|b| (b.address, b.terminating, b.retired)).collect::<Vec<_>>()
     };
     let first = (ip("10.0.1.1"), false, false);
-    let second = |terminating| (ip("10.0.1.2"), terminating, false);
-    assert_eq!(at(0, false), [first], "it never was ready");
-    assert_eq!(at(1, true), [first, second(false)]);
-    assert_eq!(at(2, false), [first, second(true)], "its kubelet may have started again");
-    assert_eq!(at(30, false), [first], "a datagram has no connection to keep");
+    let second = |terminating, retired| (ip("10.0.1.2"), terminating, retired);
+    assert_eq!(at(0, false), [first, second(false, true)], "another node may hear first that it is ready");
+    assert_eq!(at(1, true), [first, second(false, false)]);
+    assert_eq!(at(2, false), [first, second(true, false)], "its kubelet may have started again");
+    assert_eq!(at(30, false), [first, second(false, true)], "another node may not have heard yet");
 }
 
 #[test]
