@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use crate::docker;
 use crate::lab::{Lab, Turn};
 use crate::need::{self, need_kind};
+use crate::shop::{self, Shop};
 use crate::verdict::text;
 
 /// A cluster that kind made for its user: nothing of labctl in it.
@@ -87,12 +88,16 @@ impl Cluster {
     /// `labctl up` on this cluster, which must succeed.
     #[track_caller]
     fn bring_up(&self, lab: &Lab, more: &[&str]) {
+        let output = self.up(lab, more);
+        assert!(output.status.success(), "up failed:\n{}", text(&output));
+    }
+
+    fn up(&self, lab: &Lab, more: &[&str]) -> Output {
         let kubeconfig = self.kubeconfig.to_str().expect("UTF-8");
         let context = format!("kind-{}", self.name);
         let mut up = lab.command(&["up", lab.path(), "--provider", "cluster", "--yes"]);
         up.args(["--kubeconfig", kubeconfig, "--context", &context]).args(more);
-        let output = up.output().expect("labctl runs");
-        assert!(output.status.success(), "up failed:\n{}", text(&output));
+        up.output().expect("labctl runs")
     }
 
     /// Everything in the cluster and on its nodes that labctl may have made.
@@ -149,6 +154,41 @@ fn kube_proxy_passes_as_snat_and_fails_as_dsr() {
     assert!(said.contains(&worker), "{worker} is not named:\n{}", verdict.said());
     second.take_down();
     assert_eq!(cluster.traces(), Vec::<String>::new());
+}
+
+#[test]
+fn somebody_elses_service_is_judged_where_it_is() {
+    need_kind!();
+    let lab = Lab::new("snat", Turn::shared(), |text| text);
+    let cluster = Cluster::create(&lab);
+    cluster.with_network_and_kube_proxy();
+    let shop = Shop::open(&lab, &cluster.name, &format!("{}-worker2", cluster.name));
+    let before = shop.objects();
+
+    let refused = |lab: &Lab, more: &[&str], code: i32, expected: &str| {
+        let output = cluster.up(lab, &[&["--datapath", "external"], more].concat());
+        let said = text(&output);
+        assert!(output.status.code() == Some(code) && said.contains(expected), "{said}");
+        assert_eq!(cluster.traces(), Vec::<String>::new());
+    };
+    let unknown = "find Service shop/wbe: namespace shop has web;";
+    refused(&lab, &["--service", "shop/wbe"], 2, unknown);
+    let inside = "use Service default/kubernetes: it is of type ClusterIP";
+    refused(&lab, &["--service", "default/kubernetes"], 2, inside);
+    let same_port = |text: String| text.replace("nodePort: 32000", &format!("nodePort: {}", shop::NODE_PORT));
+    let taken = format!("open nodePort {}: Service shop/web has it", shop::NODE_PORT);
+    refused(&Lab::beside("snat", same_port), &[], 3, &taken);
+
+    cluster.bring_up(&lab, &["--datapath", "external", "--service", "shop/web"]);
+    let verdict = lab.verify();
+    assert_eq!((verdict.code(), verdict.word()), (0, "pass"), "{}", verdict.said());
+    for check in ["handshake", "client-ip", "return-path", "reply-source", "request-path"] {
+        assert!(verdict.checks("pass").contains(check), "{check} did not judge:\n{}", verdict.said());
+    }
+    assert_eq!(lab.status()["service"]["node_port"], shop::NODE_PORT);
+    lab.take_down();
+    assert_eq!(cluster.traces(), Vec::<String>::new());
+    assert_eq!(shop.objects(), before, "what is not labctl's has changed");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod modes;
 mod need;
 mod refusals;
 mod resilience;
+mod shop;
 #[path = "../witness/tcpdump.rs"]
 mod tcpdump;
 #[path = "../witness/verdict.rs"]

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use labctl_model::Plan;
+use labctl_model::{Plan, ServicePlan};
 
 use super::placement::{self, PlacementError};
 use crate::docker::{AgentBinary, AgentImage, BinaryError, Container, Engine, EngineError, STATE_LABEL};
@@ -74,6 +74,38 @@ pub enum ClusterPreflightError {
         /// What to do.
         fix: String,
     },
+    /// `--service` names a Service that the cluster does not have.
+    #[error(
+        "find Service {namespace}/{name}: {}; name one of type NodePort with --service NAMESPACE/NAME",
+        if there.is_empty() { format!("namespace {namespace} has none") }
+        else { format!("namespace {namespace} has {}", there.join(", ")) }
+    )]
+    NoService {
+        /// The namespace.
+        namespace: String,
+        /// The name.
+        name: String,
+        /// Those of the namespace.
+        there: Vec<String>,
+    },
+    /// `--service` names a Service that cannot be asked.
+    #[error("use Service {service}: {reason}")]
+    Service {
+        /// `namespace/name`.
+        service: String,
+        /// Why.
+        reason: String,
+    },
+    /// Another Service has the lab's nodePort.
+    #[error(
+        "open nodePort {port}: Service {owner} has it; give service.nodePort in the lab file another number"
+    )]
+    NodePortTaken {
+        /// The port.
+        port: u16,
+        /// `namespace/name`.
+        owner: String,
+    },
     /// Two agents would load their programs onto the same interfaces.
     #[error(
         "load the datapath: the agent of lab {lab} (namespace {namespace}) is on the nodes already; take that lab \
@@ -88,9 +120,9 @@ pub enum ClusterPreflightError {
 }
 
 impl ClusterPreflightError {
-    /// Whether the lab file is the cause, not the cluster or this machine.
+    /// Whether the lab file or a flag is the cause, not the cluster or this machine.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Unsupported { .. })
+        matches!(self, Self::Unsupported { .. } | Self::NoService { .. } | Self::Service { .. })
     }
 }
 
@@ -128,6 +160,7 @@ pub(super) async fn run(options: &ClusterOptions, plan: &Plan) -> Result<Fit, Cl
     let containers = engine.containers(&[]).await?;
     let network = network(&nodes, &engine).await?;
     free_names(&cluster, &engine, plan).await?;
+    service_under_test(&cluster, &plan.service).await?;
     let warnings = if plan.datapath.external {
         Vec::new()
     } else {
@@ -215,6 +248,32 @@ async fn free_names(cluster: &Cluster, engine: &Engine, plan: &Plan) -> Result<(
         return Err(ClusterPreflightError::NameTaken { what: "the container", name: client, owner, fix });
     }
     Ok(())
+}
+
+/// Somebody else's Service is there and can be asked; the lab's own can have its nodePort.
+async fn service_under_test(cluster: &Cluster, service: &ServicePlan) -> Result<(), ClusterPreflightError> {
+    let Some(namespace) = &service.foreign else {
+        let all = cluster.services(None).await?;
+        let port = service.node_port;
+        let owner = all.iter().find(|other| other.ports.iter().any(|p| p.node_port == Some(port)));
+        return match owner {
+            Some(owner) => Err(ClusterPreflightError::NodePortTaken { port, owner: owner.full_name() }),
+            None => Ok(()),
+        };
+    };
+    let there = cluster.services(Some(namespace)).await?;
+    let Some(found) = there.iter().find(|other| other.name == service.name) else {
+        return Err(ClusterPreflightError::NoService {
+            namespace: namespace.clone(),
+            name: service.name.clone(),
+            there: there.into_iter().map(|other| other.name).collect(),
+        });
+    };
+    let usable = found.reachable().and_then(|_| found.pod_selector());
+    match usable {
+        Ok(_) => Ok(()),
+        Err(reason) => Err(ClusterPreflightError::Service { service: found.full_name(), reason }),
+    }
 }
 
 /// One agent at most on each node.

@@ -13,7 +13,7 @@ use super::error::ClusterError;
 use super::manifests;
 use super::nodes::ClusterNode;
 use super::pods::ClusterPod;
-use super::service::{ClusterPort, ClusterService, TargetPort};
+use super::service::{ClusterService, TargetPort};
 use crate::host::{Host, HostInterface, HostKind, MacAddress, Peer, Place};
 use crate::inspect::{InspectedInterface, InspectedPod, Inspection};
 use crate::store::Observed;
@@ -69,12 +69,10 @@ pub enum SightError {
         name: String,
     },
     /// The service cannot be asked from outside.
-    #[error("use Service {namespace}/{name}: {reason}")]
+    #[error("use Service {service}: {reason}")]
     Service {
-        /// Its namespace.
-        namespace: String,
-        /// Its name.
-        name: String,
+        /// `namespace/name`.
+        service: String,
         /// Why, and what to do.
         reason: String,
     },
@@ -130,12 +128,8 @@ impl Cluster {
         let Some(service) = service else {
             return Err(SightError::NoService { namespace, name: name.clone() });
         };
-        let selector: Vec<_> = service.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        if selector.is_empty() {
-            let reason = "it has no selector, so its pods are not known".to_owned();
-            return Err(SightError::Service { namespace, name: name.clone(), reason });
-        }
-        let mut pods = self.pods(&namespace, &selector.join(",")).await?;
+        let selector = service.pod_selector().map_err(unusable(&service))?;
+        let mut pods = self.pods(&namespace, &selector).await?;
         pods.retain(|pod| pod.ready && !pod.terminating);
         Ok(Deployed { nodes, pods, service })
     }
@@ -179,29 +173,23 @@ fn service(asked: &Plan, sight: &Sight) -> Result<ServicePlan, SightError> {
     Ok(plan)
 }
 
+/// What a reason says of a Service.
+fn unusable(service: &ClusterService) -> impl Fn(String) -> SightError {
+    let service = service.full_name();
+    move |reason| SightError::Service { service: service.clone(), reason }
+}
+
 /// Somebody else's Service is what it is. Only HTTP can be asked without knowing the program, so UDP is left out.
 fn adopt(plan: &mut ServicePlan, found: &ClusterService, pods: &[ClusterPod]) -> Result<(), SightError> {
-    let unusable = |reason: String| SightError::Service {
-        namespace: found.namespace.clone(),
-        name: found.name.clone(),
-        reason,
-    };
-    let tcp = found.ports.iter().find(|p| p.protocol == Protocol::Tcp && p.node_port.is_some());
-    let Some(ClusterPort { node_port: Some(node_port), port, target, .. }) = tcp else {
-        let reason = format!(
-            "it is of type {} and has no TCP port with a nodePort; labctl asks HTTP at a NodePort",
-            found.kind
-        );
-        return Err(unusable(reason));
-    };
-    plan.target_port = match target {
+    let (port, node_port) = found.reachable().map_err(unusable(found))?;
+    plan.target_port = match &port.target {
         TargetPort::Number(number) => *number,
         TargetPort::Named(name) => pods
             .iter()
             .find_map(|pod| pod.ports.get(name).copied())
-            .ok_or_else(|| unusable(format!("none of its ready pods has a port named {name}")))?,
+            .ok_or_else(|| unusable(found)(format!("none of its ready pods has a port named {name}")))?,
     };
-    (plan.port, plan.node_port, plan.protocols) = (*port, *node_port, vec![Protocol::Tcp]);
+    (plan.port, plan.node_port, plan.protocols) = (port.port, node_port, vec![Protocol::Tcp]);
     plan.external_traffic_policy = found.external_traffic_policy;
     plan.session_affinity = found.session_affinity;
     plan.affinity_seconds = found.affinity_seconds.unwrap_or(plan.affinity_seconds);
@@ -368,6 +356,7 @@ fn mtu(hosts: &[Host]) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kubernetes::service::ClusterPort;
     use labctl_model::{Affinity, NodeRole, TrafficPolicy, builtin_lab, parse};
     use std::collections::BTreeMap;
 

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::api::Api;
+use kube::api::{Api, ListParams};
 use labctl_model::{Affinity, Protocol, TrafficPolicy};
 
 use super::connect::Cluster;
@@ -67,6 +67,48 @@ impl Cluster {
         let api: Api<Service> = Api::namespaced(self.client(), namespace);
         let doing = format!("read Service {namespace}/{name}");
         Ok(self.ask(&doing, || api.get_opt(name)).await?.as_ref().map(describe))
+    }
+
+    /// The Services of a namespace, or of all.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn services(&self, namespace: Option<&str>) -> Result<Vec<ClusterService>, ClusterError> {
+        let client = self.client();
+        let api: Api<Service> = match namespace {
+            Some(namespace) => Api::namespaced(client, namespace),
+            None => Api::all(client),
+        };
+        let all = ListParams::default();
+        let found = self.ask("list Services", || api.list(&all)).await?;
+        Ok(found.items.iter().map(describe).collect())
+    }
+}
+
+impl ClusterService {
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// The port that a client outside can ask by HTTP, and its nodePort; or why there is none.
+    pub(crate) fn reachable(&self) -> Result<(&ClusterPort, u16), String> {
+        let tcp = self.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+        tcp.filter_map(|port| Some((port, port.node_port?))).next().ok_or_else(|| {
+            let kind = &self.kind;
+            format!(
+                "it is of type {kind} and has no TCP port with a nodePort; labctl asks HTTP at a NodePort"
+            )
+        })
+    }
+
+    /// The label selector that finds its pods; or why there is none.
+    pub(crate) fn pod_selector(&self) -> Result<String, String> {
+        if self.selector.is_empty() {
+            return Err("it has no selector, so its pods are not known".to_owned());
+        }
+        let labels: Vec<_> = self.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        Ok(labels.join(","))
     }
 }
 
