@@ -162,7 +162,8 @@ fn somebody_elses_service_is_judged_where_it_is() {
     let lab = Lab::new("snat", Turn::shared(), |text| text);
     let cluster = Cluster::create(&lab);
     cluster.with_network_and_kube_proxy();
-    let shop = Shop::open(&lab, &cluster.name, &format!("{}-worker2", cluster.name));
+    let shop = Shop::open(&lab, &cluster.name, &cluster.nodes()[2]);
+    shop.wait();
     let before = shop.objects();
 
     let refused = |lab: &Lab, more: &[&str], code: i32, expected: &str| {
@@ -200,6 +201,14 @@ fn the_bundled_datapath_comes_and_goes() {
         // With a kube-proxy of its own it is the other test's cluster.
         return;
     }
+    // Its pods wait for a network, which the lab's agent brings.
+    let _shop = Shop::open(&lab, &cluster.name, &cluster.nodes()[2]);
+    cluster.bring_up(&lab, &["--service", "shop/web"]);
+    let verdict = lab.verify();
+    verdict.assert_passes(&[]);
+    assert_eq!(verdict.evidence_of("client-ip")["client_address_kept"].as_u64(), Some(8));
+    lab.take_down();
+
     cluster.bring_up(&lab, &[]);
     let verdict = lab.verify();
     verdict.assert_passes(&[]);

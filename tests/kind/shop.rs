@@ -21,7 +21,7 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
-    /// Opens it on a cluster of kind's, with both pods on one node, and waits until they are there.
+    /// Opens it on a cluster of kind's, with both pods on one node. They come up as soon as the node has a network.
     pub(crate) fn open(lab: &Lab, cluster: &str, node: &str) -> Self {
         let shop = Self { image: format!("shop.test/web:{}", lab.name), cluster: cluster.to_owned() };
         compile(lab.folder());
@@ -31,9 +31,13 @@ impl Shop {
         docker::docker(&["import", tar, &shop.image]);
         run(Command::new("kind").args(["load", "docker-image", "--name", cluster, &shop.image]));
         apply(cluster, &shop.manifests(node));
-        let ready = ["-n", "shop", "rollout", "status", "deployment/web", "--timeout=60s"];
-        docker::kubectl(cluster, &ready);
         shop
+    }
+
+    /// Waits until its pods serve.
+    pub(crate) fn wait(&self) {
+        let ready = ["-n", "shop", "rollout", "status", "deployment/web", "--timeout=60s"];
+        docker::kubectl(&self.cluster, &ready);
     }
 
     /// Its objects, each with what tells whether it was made again or changed.

@@ -23,6 +23,8 @@ use crate::store::{self, Record, Store};
 
 /// An image that must be pulled over a slow line takes a minute.
 const READY: Duration = Duration::from_secs(120);
+/// How long the slower ones of somebody else's pods are waited for.
+const STRAGGLERS: Duration = Duration::from_secs(5);
 /// What programs in the client's container may do: capture.
 const CLIENT_CAPABILITIES: [&str; 2] = ["NET_ADMIN", "NET_RAW"];
 
@@ -263,8 +265,12 @@ impl Build<'_> {
     }
 
     async fn backends_ready(&self, fit: &Fit) -> Result<(), ClusterUpError> {
+        let deadline = Instant::now() + READY;
+        if let (Some(namespace), Some(labels)) = (&self.plan.service.foreign, &fit.foreign_pods) {
+            return Ok(fit.cluster.wait_pods(namespace, labels, deadline, STRAGGLERS).await?);
+        }
         let (namespace, labels) = (manifests::namespace(self.plan), manifests::backend_labels(self.plan));
-        Ok(fit.cluster.wait_deployments(&namespace, &labels, Instant::now() + READY).await?)
+        Ok(fit.cluster.wait_deployments(&namespace, &labels, deadline).await?)
     }
 }
 

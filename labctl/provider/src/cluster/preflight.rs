@@ -133,6 +133,8 @@ pub(super) struct Fit {
     pub(super) engine: Engine,
     /// The asked plan with the cluster's nodes.
     pub(super) placed: Plan,
+    /// Label selector of the pods of somebody else's Service; `None` where the Service is the lab's own.
+    pub(super) foreign_pods: Option<String>,
     /// The image that the client runs, made of this program.
     pub(super) image: AgentImage,
     /// The image that the nodes run.
@@ -160,7 +162,7 @@ pub(super) async fn run(options: &ClusterOptions, plan: &Plan) -> Result<Fit, Cl
     let containers = engine.containers(&[]).await?;
     let network = network(&nodes, &engine).await?;
     free_names(&cluster, &engine, plan).await?;
-    service_under_test(&cluster, &plan.service).await?;
+    let foreign_pods = service_under_test(&cluster, &plan.service).await?;
     let warnings = if plan.datapath.external {
         Vec::new()
     } else {
@@ -182,6 +184,7 @@ pub(super) async fn run(options: &ClusterOptions, plan: &Plan) -> Result<Fit, Cl
         cluster,
         engine,
         placed,
+        foreign_pods,
         image,
         load,
         network,
@@ -250,15 +253,19 @@ async fn free_names(cluster: &Cluster, engine: &Engine, plan: &Plan) -> Result<(
     Ok(())
 }
 
-/// Somebody else's Service is there and can be asked; the lab's own can have its nodePort.
-async fn service_under_test(cluster: &Cluster, service: &ServicePlan) -> Result<(), ClusterPreflightError> {
+/// Somebody else's Service is there and can be asked; the lab's own can have its nodePort. Gives the label selector of
+/// somebody else's pods.
+async fn service_under_test(
+    cluster: &Cluster,
+    service: &ServicePlan,
+) -> Result<Option<String>, ClusterPreflightError> {
     let Some(namespace) = &service.foreign else {
         let all = cluster.services(None).await?;
         let port = service.node_port;
         let owner = all.iter().find(|other| other.ports.iter().any(|p| p.node_port == Some(port)));
         return match owner {
             Some(owner) => Err(ClusterPreflightError::NodePortTaken { port, owner: owner.full_name() }),
-            None => Ok(()),
+            None => Ok(None),
         };
     };
     let there = cluster.services(Some(namespace)).await?;
@@ -270,10 +277,8 @@ async fn service_under_test(cluster: &Cluster, service: &ServicePlan) -> Result<
         });
     };
     let usable = found.reachable().and_then(|_| found.pod_selector());
-    match usable {
-        Ok(_) => Ok(()),
-        Err(reason) => Err(ClusterPreflightError::Service { service: found.full_name(), reason }),
-    }
+    let unusable = |reason| ClusterPreflightError::Service { service: found.full_name(), reason };
+    usable.map(Some).map_err(unusable)
 }
 
 /// One agent at most on each node.

@@ -182,6 +182,9 @@ fn unusable(service: &ClusterService) -> impl Fn(String) -> SightError {
 /// Somebody else's Service is what it is. Only HTTP can be asked without knowing the program, so UDP is left out.
 fn adopt(plan: &mut ServicePlan, found: &ClusterService, pods: &[ClusterPod]) -> Result<(), SightError> {
     let (port, node_port) = found.reachable().map_err(unusable(found))?;
+    if pods.is_empty() {
+        return Err(unusable(found)("none of its pods is ready".to_owned()));
+    }
     plan.target_port = match &port.target {
         TargetPort::Number(number) => *number,
         TargetPort::Named(name) => pods
@@ -527,6 +530,8 @@ mod tests {
         };
         let unreachable = failed(&|s| s.deployed.service.ports[0].node_port = None);
         assert!(unreachable.contains("has no TCP port with a nodePort"), "{unreachable}");
+        let idle = failed(&|s| s.deployed.pods.clear());
+        assert_eq!(idle, "use Service labctl/web: none of its pods is ready");
         let unnamed = failed(&|s| s.deployed.pods[0].ports.clear());
         assert!(unnamed.contains("none of its ready pods has a port named http"), "{unnamed}");
         let unknown = failed(&|s| drop(s.deployed.nodes.pop()));

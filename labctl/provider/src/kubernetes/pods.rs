@@ -75,6 +75,11 @@ fn named_ports(container: &Container) -> impl Iterator<Item = (String, u16)> {
     ports.filter_map(|port| Some((port.name.clone()?, u16::try_from(port.container_port).ok()?)))
 }
 
+/// Whether the pod has ended or was told to.
+pub(super) fn is_leaving(pod: &Pod) -> bool {
+    has_ended(pod) || pod.metadata.deletion_timestamp.is_some()
+}
+
 /// Whether the pod's condition Ready is True.
 pub(super) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::pin::pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -16,11 +16,12 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{Config, Event, watcher};
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 use super::connect::Cluster;
 use super::error::ClusterError;
 use super::nodes::{self, ClusterNode};
+use super::pods;
 use super::trouble;
 
 /// Objects of one kind, by name.
@@ -87,6 +88,32 @@ impl Cluster {
         let ready = |all: &Seen<Deployment>| all.values().all(deployment_is_ready);
         let waiting = Waiting { cluster: self, awaited, namespace, labels, deadline };
         waiting.watch(api, config, ready).await
+    }
+
+    /// Waits until one of the pods that the label selector chooses is ready, and then at most `moment` for the others:
+    /// somebody else's pods may have been waiting for a network, and one that never gets ready is their matter. Without
+    /// any pod there is nothing to wait for.
+    ///
+    /// # Errors
+    /// [`ClusterError::TimedOut`] with what keeps each pod.
+    pub async fn wait_pods(
+        &self,
+        namespace: &str,
+        labels: &str,
+        deadline: Instant,
+        moment: Duration,
+    ) -> Result<(), ClusterError> {
+        let api: Api<Pod> = Api::namespaced(self.client(), namespace);
+        let began = Instant::now();
+        let one = |pods: &Seen<Pod>| pods.is_empty() || pods.values().any(pods::is_ready);
+        if timeout_at(deadline.into(), watch_all(api.clone(), labels, one)).await.is_err() {
+            let awaited = format!("a pod of namespace {namespace} with {labels} to be ready");
+            return Err(timed_out(&awaited, began, self.trouble(namespace, labels).await));
+        }
+        let all = |pods: &Seen<Pod>| pods.values().all(|pod| pods::is_leaving(pod) || pods::is_ready(pod));
+        // Those that are ready suffice.
+        let _in_time = timeout(moment, watch_all(api, labels, all)).await;
+        Ok(())
     }
 }
 
