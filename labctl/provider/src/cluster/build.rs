@@ -240,7 +240,7 @@ impl Build<'_> {
         let (plan, image) = (&fit.placed, &fit.node_image);
         fit.cluster.apply(&manifests::capture(plan, image)).await?;
         if !plan.datapath.external {
-            let sets = try_join_all(fit.load.iter().map(|node| fit.engine.bounding_set(node))).await?;
+            let sets = try_join_all(fit.containers.iter().map(|node| fit.engine.bounding_set(node))).await?;
             let rights = manifests::Rights::of(sets);
             let agent = manifests::agent(plan, image, &fit.api_server, fit.agent_network, rights);
             fit.cluster.apply(&agent).await?;

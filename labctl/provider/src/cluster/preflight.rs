@@ -139,7 +139,9 @@ pub(super) struct Fit {
     pub(super) image: AgentImage,
     /// The image that the nodes run.
     pub(super) node_image: String,
-    /// Containers of the nodes, where the image is copied into them.
+    /// The nodes that are containers of this machine.
+    pub(super) containers: Vec<String>,
+    /// Those into which the image is copied.
     pub(super) load: Vec<String>,
     /// Docker network that the nodes are on.
     pub(super) network: String,
@@ -170,11 +172,11 @@ pub(super) async fn run(options: &ClusterOptions, plan: &Plan) -> Result<Fit, Cl
         other_balancers(&cluster).await?
     };
     let image = AgentImage::of(&binary);
-    let load = match &options.agent_image {
-        Some(_) => Vec::new(),
-        None => {
-            nodes.iter().map(|node| container_of(node, &network, &containers)).collect::<Result<_, _>>()?
-        }
+    let (found, missing) = containers_of(&nodes, &network, &containers);
+    let load = match (&options.agent_image, missing) {
+        (Some(_), _) => Vec::new(),
+        (None, Some(node)) => return Err(ClusterPreflightError::NoImage { node }),
+        (None, None) => found.clone(),
     };
     Ok(Fit {
         node_image: options.agent_image.clone().unwrap_or_else(|| image.reference.clone()),
@@ -186,6 +188,7 @@ pub(super) async fn run(options: &ClusterOptions, plan: &Plan) -> Result<Fit, Cl
         placed,
         foreign_pods,
         image,
+        containers: found,
         load,
         network,
         warnings,
@@ -219,19 +222,21 @@ async fn network(nodes: &[ClusterNode], engine: &Engine) -> Result<String, Clust
     }
 }
 
-/// The container that a node is.
-fn container_of(
-    node: &ClusterNode,
+/// The containers that nodes are, and a node that is none.
+fn containers_of(
+    nodes: &[ClusterNode],
     network: &str,
     containers: &[Container],
-) -> Result<String, ClusterPreflightError> {
-    let is_it = |container: &&Container| {
-        let address = container.networks.get(network).copied().flatten();
-        address.is_some() && address == node.address
+) -> (Vec<String>, Option<String>) {
+    let container_of = |node: &ClusterNode| {
+        let is_it = |container: &&Container| {
+            let address = container.networks.get(network).copied().flatten();
+            address.is_some() && address == node.address
+        };
+        containers.iter().find(is_it).map(|container| container.name.clone())
     };
-    let found = containers.iter().find(is_it);
-    let missing = || ClusterPreflightError::NoImage { node: node.name.clone() };
-    found.map(|container| container.name.clone()).ok_or_else(missing)
+    let missing = nodes.iter().find(|node| container_of(node).is_none());
+    (nodes.iter().filter_map(container_of).collect(), missing.map(|node| node.name.clone()))
 }
 
 async fn free_names(cluster: &Cluster, engine: &Engine, plan: &Plan) -> Result<(), ClusterPreflightError> {
