@@ -74,12 +74,21 @@ fn line(finding: &Finding, paint: Paint) -> String {
 }
 
 fn conclusion(findings: &[Finding], ready: bool, paint: Paint) -> String {
+    // A cluster's agents run in its nodes, on this kernel: whoever asks needs Docker and kind, not root.
+    let matters = |f: &Finding| f.area == Area::Clusters || (f.area == Area::Kernel && f.required);
+    let clusters = !findings.iter().any(|f| matters(f) && f.status == Status::Missing);
     if ready {
-        let lacks = findings.iter().any(|f| f.area == Area::Clusters && f.status == Status::Missing);
-        let places = if lacks { "network namespaces" } else { "network namespaces and on kind clusters" };
+        let places = if clusters { "network namespaces and on kind clusters" } else { "network namespaces" };
         let ready = paint.tone(Tone::Good, "ready");
         return format!("{ready}: labs on {places} run here. Next: labctl up dsr\n");
     }
     let blocking: Vec<&str> = findings.iter().filter(|f| f.blocks()).map(|f| f.name).collect();
-    format!("{}: {}\n", paint.tone(Tone::Bad, "not ready"), blocking.join(", "))
+    let mut text = format!("{}: {}\n", paint.tone(Tone::Bad, "not ready"), blocking.join(", "));
+    if clusters {
+        let ready = paint.tone(Tone::Good, "ready for kind");
+        text.push_str(&format!(
+            "{ready}: labs on kind clusters run here. Next: labctl up dsr --provider kind\n"
+        ));
+    }
+    text
 }
