@@ -183,7 +183,7 @@ pub(super) async fn up(
     {
         return Err(KindUpError::Exists { lab: plan.lab.clone() });
     }
-    let build = Build { store, lock, plan, steps: Steps::new(cancel, on_step) };
+    let build = Build { store, lock, plan, keep, steps: Steps::new(cancel, on_step) };
     let fit = build.steps.run(Step::Prepare, build.prepare(provider.binary.clone())).await?;
     let made = tokio::select! {
         biased;
@@ -234,6 +234,8 @@ struct Build<'a> {
     store: &'a Store,
     lock: &'a LabLock,
     plan: &'a Plan,
+    /// Whether a failure leaves what was made.
+    keep: bool,
     steps: Steps<'a>,
 }
 
@@ -384,6 +386,7 @@ impl Build<'_> {
             kubeconfig: &store::kubeconfig(self.lock.dir()),
             image: self.plan.image.as_deref(),
             log: &log,
+            retain: self.keep,
         };
         self.steps.did(Step::CreateCluster, format!("kind {}", fit.kind.version));
         let mut on_progress = |step: &str| {

@@ -98,6 +98,8 @@ pub(super) struct Create<'a> {
     pub(super) kubeconfig: &'a Path,
     pub(super) image: Option<&'a str>,
     pub(super) log: &'a Path,
+    /// Leave the nodes of a failure for whoever looks for its cause.
+    pub(super) retain: bool,
 }
 
 impl Kind {
@@ -132,6 +134,9 @@ impl Kind {
         command.arg("--kubeconfig").arg(create.kubeconfig);
         if let Some(image) = create.image {
             command.args(["--image", image]);
+        }
+        if create.retain {
+            command.arg("--retain");
         }
         command
             .env("DOCKER_HOST", create.docker_host)

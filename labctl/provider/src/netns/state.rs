@@ -32,13 +32,16 @@ const LOG_DIR: &str = "log";
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// A killed command left it so.
-    #[error("lab {lab} is incomplete: a command that made or removed it was killed; run `labctl down {lab}`")]
+    #[error(
+        "use lab {lab}: it is incomplete, the command that made or removed it failed or was killed; run \
+         `labctl down {lab}`"
+    )]
     Incomplete {
         /// The lab.
         lab: String,
     },
     /// A command is making or removing it.
-    #[error("lab {lab} is being made or removed by {}; try again when it has ended", holder(*pid))]
+    #[error("use lab {lab}: it is being made or removed by {}; try again when it has ended", holder(*pid))]
     Busy {
         /// The lab.
         lab: String,
