@@ -12,6 +12,8 @@ use std::process::{Command, Stdio};
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
+use serde_json::{Value, json};
+
 use crate::root::need_root;
 use crate::world::{Ran, Victim, WORK, World};
 
@@ -262,6 +264,38 @@ fn no_folder_of_the_system_for_pins_is_needed() {
     world.labctl(&["status", "unpinned"]).expect(0);
     world.labctl(&["down", "unpinned"]).expect(0);
     world.expect_as(&before, "a lab without /sys/fs/bpf");
+}
+
+/// Names of what a report of doctor calls in the way.
+fn in_the_way(report: &Value) -> Vec<&str> {
+    let findings = report["findings"].as_array().expect("findings").iter();
+    let lacks = findings.filter(|f| f["required"] == true && f["status"] != "ok");
+    lacks.map(|f| f["name"].as_str().expect("a name")).collect()
+}
+
+#[test]
+fn doctor_judges_for_the_provider_in_question() {
+    need_root!();
+    let world = World::new();
+    let without_docker = |provider: &str, code: i32| {
+        let mut doctor = world.command(&["doctor", "--format", "json", "--provider", provider]);
+        doctor.env("DOCKER_HOST", "unix:///nowhere/docker.sock");
+        Ran::of(doctor).expect(code).json()
+    };
+    assert_eq!(in_the_way(&without_docker("netns", 0)), Vec::<&str>::new());
+    for provider in ["kind", "cluster"] {
+        let report = without_docker(provider, 3);
+        assert_eq!((&report["provider"], &report["ready"]), (&json!(provider), &json!(false)));
+        assert!(in_the_way(&report).contains(&"docker"), "{report}");
+    }
+    // Labs on kind clusters take a Docker that one may use, not root.
+    let lacks = |provider| {
+        let ran = as_nobody(&world, &["doctor", "--format", "json", "--provider", provider]);
+        let report = ran.expect(3).json();
+        ["root", "docker"].map(|name| in_the_way(&report).contains(&name))
+    };
+    assert_eq!(lacks("netns"), [true, false]);
+    assert_eq!(lacks("kind"), [false, true]);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! `labctl doctor`: what this machine can do, and the command that mends each lack.
 
+use labctl_model::ProviderKind;
 use serde::Serialize;
 
-use crate::cmd::ResultFormat;
+use crate::cmd::{Provider, ResultFormat};
 use crate::exit::Exit;
 use crate::failure::Outcome;
 use crate::host::{self, Area, Finding, Status};
@@ -10,10 +11,13 @@ use crate::ui::{Paint, Tone, Ui};
 
 /// Check that this machine can run labs, by trying it.
 ///
-/// Exits with 0 if labs on network namespaces can run here, else with 3. What labs on kind clusters take
-/// (Docker, kind; no root) and missing tools are named and do not count.
+/// Exits with 0 if labs of the provider can run here, else with 3. What only others take (namespaces: root, the kernel;
+/// kind: Docker, kind, no root) and missing tools are named and do not count.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// Where labs shall run.
+    #[arg(long, value_enum, value_name = "PROVIDER", default_value = "netns")]
+    provider: Provider,
     /// How to print the findings.
     #[arg(long, value_enum, default_value_t)]
     format: ResultFormat,
@@ -23,39 +27,40 @@ pub(crate) struct Args {
 #[derive(Serialize)]
 struct Report<'a> {
     schema: &'static str,
+    provider: ProviderKind,
     ready: bool,
     findings: &'a [Finding],
 }
 
 impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
-        let findings = host::examine();
+        let provider = self.provider.into();
+        let findings = host::examine(provider);
         let ready = !findings.iter().any(Finding::blocks);
+        let report = Report { schema: "labctl.doctor/v1", provider, ready, findings: &findings };
         match self.format {
-            ResultFormat::Json => {
-                ui.json(&Report { schema: "labctl.doctor/v1", ready, findings: &findings })?
-            }
-            ResultFormat::Text => ui.text(&text(&findings, ready, ui.paint()))?,
+            ResultFormat::Json => ui.json(&report)?,
+            ResultFormat::Text => ui.text(&text(&report, ui.paint()))?,
         }
         Ok(if ready { Exit::Ok } else { Exit::HostUnfit })
     }
 }
 
-fn text(findings: &[Finding], ready: bool, paint: Paint) -> String {
+fn text(report: &Report<'_>, paint: Paint) -> String {
     let mut text = String::new();
     let areas = [
         (Area::Privileges, "privileges"),
         (Area::Kernel, "kernel"),
-        (Area::Clusters, "clusters (optional)"),
-        (Area::Tools, "tools (optional)"),
+        (Area::Clusters, "clusters"),
+        (Area::Tools, "tools"),
     ];
     for (area, title) in areas {
-        text.push_str(&format!("{title}\n"));
-        for finding in findings.iter().filter(|f| f.area == area) {
-            text.push_str(&line(finding, paint));
-        }
+        let found: Vec<_> = report.findings.iter().filter(|f| f.area == area).collect();
+        let optional = if found.iter().any(|f| f.required) { "" } else { " (optional)" };
+        text.push_str(&format!("{title}{optional}\n"));
+        text.extend(found.into_iter().map(|finding| line(finding, paint)));
     }
-    text.push_str(&conclusion(findings, ready, paint));
+    text.push_str(&conclusion(report, paint));
     text
 }
 
@@ -73,18 +78,23 @@ fn line(finding: &Finding, paint: Paint) -> String {
     line
 }
 
-fn conclusion(findings: &[Finding], ready: bool, paint: Paint) -> String {
-    // A cluster's agents run in its nodes, on this kernel: whoever asks needs Docker and kind, not root.
-    let matters = |f: &Finding| f.area == Area::Clusters || (f.area == Area::Kernel && f.required);
-    let clusters = !findings.iter().any(|f| matters(f) && f.status == Status::Missing);
-    if ready {
-        let places = if clusters { "network namespaces and on kind clusters" } else { "network namespaces" };
+fn conclusion(report: &Report<'_>, paint: Paint) -> String {
+    let kind = host::runs_kind(report.findings);
+    let (places, flag) = match report.provider {
+        ProviderKind::Netns if kind => ("on network namespaces and on kind clusters", ""),
+        ProviderKind::Netns => ("on network namespaces", ""),
+        ProviderKind::Kind => ("on kind clusters", " --provider kind"),
+        ProviderKind::Cluster => {
+            ("on clusters whose nodes are containers of this machine", " --provider cluster")
+        }
+    };
+    if report.ready {
         let ready = paint.tone(Tone::Good, "ready");
-        return format!("{ready}: labs on {places} run here. Next: labctl up dsr\n");
+        return format!("{ready}: labs {places} run here. Next: labctl up dsr{flag}\n");
     }
-    let blocking: Vec<&str> = findings.iter().filter(|f| f.blocks()).map(|f| f.name).collect();
+    let blocking: Vec<&str> = report.findings.iter().filter(|f| f.blocks()).map(|f| f.name).collect();
     let mut text = format!("{}: {}\n", paint.tone(Tone::Bad, "not ready"), blocking.join(", "));
-    if clusters {
+    if kind && report.provider == ProviderKind::Netns {
         let ready = paint.tone(Tone::Good, "ready for kind");
         text.push_str(&format!(
             "{ready}: labs on kind clusters run here. Next: labctl up dsr --provider kind\n"

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use clap::ValueEnum;
 use labctl_model::{Plan, ProviderKind};
 use labctl_provider::{Lab, Labs};
 
+use crate::cmd::Provider;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
 use crate::pick::{LabFile, require_for};
@@ -38,27 +38,6 @@ pub(crate) struct Args {
     timings: bool,
     #[command(flatten)]
     target: TargetArgs,
-}
-
-/// Providers of this build.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Provider {
-    /// Network namespaces on this machine.
-    Netns,
-    /// A kind cluster: Docker and kind, no root.
-    Kind,
-    /// A cluster that is there already.
-    Cluster,
-}
-
-impl From<Provider> for ProviderKind {
-    fn from(provider: Provider) -> Self {
-        match provider {
-            Provider::Netns => Self::Netns,
-            Provider::Kind => Self::Kind,
-            Provider::Cluster => Self::Cluster,
-        }
-    }
 }
 
 impl Args {

@@ -14,18 +14,21 @@ const LIMITS: [(&str, &str, u64, u64); 2] = [
     ("inotify-watches", "fs.inotify.max_user_watches", 65_536, 524_288),
 ];
 
+/// Name of the finding about Docker.
+pub(super) const DOCKER: &str = "docker";
+
 /// Where Docker's socket is when nobody says otherwise.
 const SOCKET: &str = "/var/run/docker.sock";
 
 pub(super) fn findings() -> Vec<Finding> {
     let mut findings = vec![docker(), kind()];
     findings.extend(LIMITS.iter().filter_map(limit));
-    findings.into_iter().map(Finding::optional).collect()
+    findings
 }
 
 /// The client without its daemon is of no use, and is the usual state of a fresh machine.
 fn docker() -> Finding {
-    let missing = |detail: String, fix: &str| Finding::missing(Area::Clusters, "docker", detail, fix);
+    let missing = |detail: String, fix: &str| Finding::missing(Area::Clusters, DOCKER, detail, fix);
     let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| format!("unix://{SOCKET}"));
     let Some(socket) = host.strip_prefix("unix://") else {
         let detail = format!("DOCKER_HOST is {host}, and labs need the Docker of this machine");
@@ -36,7 +39,7 @@ fn docker() -> Finding {
         return missing("not installed".to_owned(), "see https://docs.docker.com/engine/install/");
     }
     match UnixStream::connect(socket) {
-        Ok(_) => Finding::ok(Area::Clusters, "docker", format!("daemon at {socket}")),
+        Ok(_) => Finding::ok(Area::Clusters, DOCKER, format!("daemon at {socket}")),
         Err(error) => missing(
             format!("no daemon at {socket}: {error}"),
             if error.kind() == ErrorKind::PermissionDenied {

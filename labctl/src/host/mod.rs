@@ -4,6 +4,7 @@
 //! or what a provider does with the machine. Every probe leaves nothing behind: sockets and file
 //! descriptors are closed, network probes run in a namespace of their own that ends with its thread.
 
+use labctl_model::ProviderKind;
 use serde::Serialize;
 
 pub(crate) use privileges::require as require_privileges;
@@ -24,7 +25,7 @@ pub(crate) struct Finding {
     pub(crate) area: Area,
     /// Whether it is there.
     pub(crate) status: Status,
-    /// Whether the netns provider cannot do without it.
+    /// Whether labs of the provider in question cannot do without it.
     pub(crate) required: bool,
     /// What was seen: a version, a path, the kernel's error.
     pub(crate) detail: String,
@@ -76,17 +77,37 @@ impl Finding {
         Self { required: false, ..self }
     }
 
-    /// Whether the netns provider cannot start because of this.
+    /// The same with what the provider needs required, and nothing else.
+    fn for_provider(self, provider: ProviderKind) -> Self {
+        let needed = match (provider, self.area) {
+            (ProviderKind::Netns, Area::Privileges | Area::Kernel) => true,
+            // The nodes' containers use this kernel; what only root can try is theirs to try.
+            (ProviderKind::Kind, Area::Kernel) => self.status != Status::Unknown,
+            (ProviderKind::Kind, Area::Clusters) => true,
+            // The client's container is all that runs here for sure.
+            (ProviderKind::Cluster, Area::Clusters) => self.name == clusters::DOCKER,
+            _ => false,
+        };
+        Self { required: self.required && needed, ..self }
+    }
+
+    /// Whether labs of the provider in question cannot run because of this.
     pub(crate) fn blocks(&self) -> bool {
         self.required && self.status != Status::Ok
     }
 }
 
-/// Tries everything. Takes some milliseconds and changes nothing.
-pub(crate) fn examine() -> Vec<Finding> {
+/// Tries everything, for labs of this provider. Takes some milliseconds and changes nothing.
+pub(crate) fn examine(provider: ProviderKind) -> Vec<Finding> {
     let mut findings = privileges::findings();
     findings.extend(kernel::findings());
     findings.extend(clusters::findings());
     findings.extend(tools::findings());
-    findings
+    findings.into_iter().map(|finding| finding.for_provider(provider)).collect()
+}
+
+/// Whether labs on kind clusters can run here, by findings for any provider.
+pub(crate) fn runs_kind(findings: &[Finding]) -> bool {
+    let matters = |f: &&Finding| f.area == Area::Clusters || (f.area == Area::Kernel && f.required);
+    findings.iter().filter(matters).all(|f| f.status != Status::Missing)
 }
