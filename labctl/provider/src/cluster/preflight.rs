@@ -10,7 +10,7 @@ use labctl_model::{Plan, ServicePlan};
 use super::placement::{self, PlacementError};
 use crate::docker::{AgentBinary, AgentImage, BinaryError, Container, Engine, EngineError, STATE_LABEL};
 use crate::kind::names;
-use crate::kubernetes::{Access, Cluster, ClusterError, ClusterNode, manifests};
+use crate::kubernetes::{Access, Cluster, ClusterError, ClusterNode, ClusterPort, manifests};
 
 use super::ClusterOptions;
 
@@ -267,7 +267,8 @@ async fn service_under_test(
     let Some(namespace) = &service.foreign else {
         let all = cluster.services(None).await?;
         let port = service.node_port;
-        let owner = all.iter().find(|other| other.ports.iter().any(|p| p.node_port == Some(port)));
+        let same = |p: &ClusterPort| p.node_port == Some(port) && service.protocols.contains(&p.protocol);
+        let owner = all.iter().find(|other| other.ports.iter().any(same));
         return match owner {
             Some(owner) => Err(ClusterPreflightError::NodePortTaken { port, owner: owner.full_name() }),
             None => Ok(None),

@@ -75,6 +75,12 @@ fn named_ports(container: &Container) -> impl Iterator<Item = (String, u16)> {
     ports.filter_map(|port| Some((port.name.clone()?, u16::try_from(port.container_port).ok()?)))
 }
 
+/// The label selector `app=web,tier=front` of these labels.
+pub(super) fn selector(labels: &BTreeMap<String, String>) -> String {
+    let pairs: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    pairs.join(",")
+}
+
 /// Whether the pod has ended or was told to.
 pub(super) fn is_leaving(pod: &Pod) -> bool {
     has_ended(pod) || pod.metadata.deletion_timestamp.is_some()

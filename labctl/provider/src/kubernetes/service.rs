@@ -10,6 +10,7 @@ use labctl_model::{Affinity, Protocol, TrafficPolicy};
 
 use super::connect::Cluster;
 use super::error::ClusterError;
+use super::pods;
 
 /// A Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,8 +108,7 @@ impl ClusterService {
         if self.selector.is_empty() {
             return Err("it has no selector, so its pods are not known".to_owned());
         }
-        let labels: Vec<_> = self.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        Ok(labels.join(","))
+        Ok(pods::selector(&self.selector))
     }
 }
 

@@ -66,7 +66,8 @@ impl Cluster {
         let selector = set.spec.and_then(|spec| spec.selector.match_labels).unwrap_or_default();
         let config = Config::default().fields(&format!("metadata.name={name}"));
         let ready = |sets: &Seen<DaemonSet>| sets.values().any(daemon_set_is_ready);
-        let waiting = Waiting { cluster: self, awaited, namespace, labels: &labels(&selector), deadline };
+        let waiting =
+            Waiting { cluster: self, awaited, namespace, labels: &pods::selector(&selector), deadline };
         waiting.watch(api, config, ready).await
     }
 
@@ -105,12 +106,13 @@ impl Cluster {
     ) -> Result<(), ClusterError> {
         let api: Api<Pod> = Api::namespaced(self.client(), namespace);
         let began = Instant::now();
-        let one = |pods: &Seen<Pod>| pods.is_empty() || pods.values().any(pods::is_ready);
+        let serves = |pod: &Pod| pods::is_ready(pod) && !pods::is_leaving(pod);
+        let one = |pods: &Seen<Pod>| pods.is_empty() || pods.values().any(serves);
         if timeout_at(deadline.into(), watch_all(api.clone(), labels, one)).await.is_err() {
             let awaited = format!("a pod of namespace {namespace} with {labels} to be ready");
             return Err(timed_out(&awaited, began, self.trouble(namespace, labels).await));
         }
-        let all = |pods: &Seen<Pod>| pods.values().all(|pod| pods::is_leaving(pod) || pods::is_ready(pod));
+        let all = |pods: &Seen<Pod>| pods.values().all(|pod| pods::is_leaving(pod) || serves(pod));
         // Those that are ready suffice.
         let _in_time = timeout(moment, watch_all(api, labels, all)).await;
         Ok(())
@@ -230,11 +232,6 @@ fn deployment_is_ready(deployment: &Deployment) -> bool {
         && status.updated_replicas.unwrap_or(0) == wanted
         && status.ready_replicas.unwrap_or(0) == wanted
         && status.replicas.unwrap_or(0) == wanted
-}
-
-fn labels(selector: &BTreeMap<String, String>) -> String {
-    let pairs: Vec<_> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    pairs.join(",")
 }
 
 fn not_ready(node: ClusterNode) -> String {
