@@ -5,7 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 
 /// Not 200: whoever asks what a Service does must not depend on what its pages say.
-const ANSWER: &[u8] = b"HTTP/1.1 403 Forbidden\r\nServer: shop\r\nContent-Length: 7\r\nConnection: close\r\n\r\nclosed\n";
+const ANSWER: &[u8] =
+    b"HTTP/1.1 403 Forbidden\r\nServer: shop\r\nContent-Length: 7\r\nConnection: close\r\n\r\nclosed\n";
 
 fn main() {
     let listener = TcpListener::bind(("0.0.0.0", 8080)).expect("port 8080 is free in a pod");
