@@ -1,19 +1,60 @@
 //! Commands in containers.
 
+use std::io;
+use std::time::Duration;
+
+use bollard::Docker;
 use bollard::container::LogOutput;
 use bollard::exec::{CreateExecOptions, StartExecResults};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::io::AsyncWriteExt;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::engine::Engine;
-use super::error::EngineError;
+use super::error::{self, EngineError};
+
+/// How long Docker may take to note an exit status after the streams have ended.
+const NOTED: Duration = Duration::from_secs(5);
+
+/// What Docker says of a command whose streams have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Its exit status.
+    Status(i64),
+    /// It ended before it had read all of its stdin: Docker calls that a failed attachment and forgets the command
+    /// with its status (`ContainerExecStart` in moby's daemon/exec.go).
+    Forgotten,
+    /// It runs on without its streams.
+    StillRuns,
+}
+
+/// How a command ended. Docker notes that a moment after it has closed the streams.
+pub(crate) async fn ended(docker: &Docker, exec: &str) -> Result<Ended, bollard::errors::Error> {
+    let mut looks = interval(Duration::from_millis(5));
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let noted = async {
+        loop {
+            looks.tick().await;
+            match docker.inspect_exec(exec).await {
+                Ok(found) => {
+                    if let (Some(false), Some(code)) = (found.running, found.exit_code) {
+                        return Ok(Ended::Status(code));
+                    }
+                }
+                Err(gone) if error::status(&gone) == Some(404) => return Ok(Ended::Forgotten),
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    timeout(NOTED, noted).await.unwrap_or(Ok(Ended::StillRuns))
+}
 
 /// What a command left.
 #[derive(Clone, Debug)]
 pub(crate) struct ExecOutput {
-    /// Exit status; 126 or 127 where the program cannot be run or is not there.
-    pub(crate) status: i64,
+    /// Exit status; 126 or 127 where the program cannot be run or is not there, `None` where Docker does not know it.
+    pub(crate) status: Option<i64>,
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: String,
 }
@@ -21,7 +62,7 @@ pub(crate) struct ExecOutput {
 impl ExecOutput {
     /// Whether it ended well.
     pub(crate) fn is_success(&self) -> bool {
-        self.status == 0
+        self.status == Some(0)
     }
 
     /// The last words of a command that failed.
@@ -31,10 +72,14 @@ impl ExecOutput {
         } else {
             self.stderr.clone()
         };
+        let how = match self.status {
+            Some(status) => format!("exit status {status}"),
+            None => "it ended before it had read all that it was given".to_owned(),
+        };
         let lines: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         match lines.as_slice() {
-            [] => format!("exit status {}", self.status),
-            [.., last] => format!("{last} (exit status {})", self.status),
+            [] => how,
+            [.., last] => format!("{last} ({how})"),
         }
     }
 }
@@ -86,12 +131,15 @@ impl Engine {
         };
         let ((), collected) = tokio::join!(feed, collect);
         let (stdout, stderr) = collected.map_err(EngineError::request(&action))?;
-        let ended = self.docker.inspect_exec(&id).await.map_err(EngineError::request(&action))?;
-        Ok(ExecOutput {
-            status: ended.exit_code.unwrap_or(-1),
-            stdout,
-            stderr: String::from_utf8_lossy(&stderr).into_owned(),
-        })
+        let status = match ended(&self.docker, &id).await.map_err(EngineError::request(&action))? {
+            Ended::Status(status) => Some(status),
+            Ended::Forgotten => None,
+            Ended::StillRuns => {
+                let source = io::Error::other("it runs on, though its streams have ended");
+                return Err(EngineError::Stream { action, source });
+            }
+        };
+        Ok(ExecOutput { status, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() })
     }
 
     /// Capabilities that programs in a running container can have at all, as a bit set of the kernel's numbers.
@@ -102,8 +150,29 @@ impl Engine {
         let set = digits.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
         let unread = || EngineError::Stream {
             action: format!("read the capabilities of {container}"),
-            source: std::io::Error::other(read.complaint()),
+            source: io::Error::other(read.complaint()),
         };
         set.ok_or_else(unread)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_failed_is_quoted_even_when_docker_has_forgotten_it() {
+        let full = |status| ExecOutput {
+            status,
+            stdout: Vec::new(),
+            stderr: "unpacking\nctr: no space left on device\n".to_owned(),
+        };
+        assert_eq!(full(Some(1)).complaint(), "ctr: no space left on device (exit status 1)");
+        let forgotten = full(None);
+        assert!(!forgotten.is_success());
+        assert_eq!(
+            forgotten.complaint(),
+            "ctr: no space left on device (it ended before it had read all that it was given)"
+        );
     }
 }

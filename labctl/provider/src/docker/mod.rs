@@ -16,6 +16,7 @@ pub use binary::BinaryError;
 pub(crate) use container::{Container, ContainerSpec};
 pub use engine::Engine;
 pub use error::EngineError;
+pub(crate) use exec::{Ended, ended};
 pub(crate) use image::AgentImage;
 pub(crate) use network::Network;
 

@@ -4,21 +4,16 @@
 
 use std::io;
 use std::pin::Pin;
-use std::time::Duration;
 
 use bollard::Docker;
 use bollard::container::LogOutput;
 use bollard::exec::{CreateExecOptions, StartExecOptions, StartExecResults};
 use futures_util::StreamExt;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::docker::Engine;
+use crate::docker::{self, Ended, Engine};
 
 use super::{CHUNK, Input, RelayError, Said, ThisSide};
-
-/// How long Docker may take to note the exit status after the streams have ended.
-const STATUS: Duration = Duration::from_secs(5);
 
 /// What Docker says on the command's own stdout when the runtime could not start it. A role's output never
 /// begins so.
@@ -76,25 +71,15 @@ fn not_started(container: &str, argv: &[String], words: &[u8]) -> RelayError {
     }
 }
 
-/// How it ended. Docker notes that a moment after it has closed the streams.
 async fn status(docker: &Docker, exec: &str, container: &str) -> Result<i64, RelayError> {
-    let mut looks = interval(Duration::from_millis(5));
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let noted = async {
-        loop {
-            looks.tick().await;
-            let exec = docker.inspect_exec(exec).await.map_err(|source| RelayError::Docker {
-                container: container.to_owned(),
-                source: Box::new(source),
-            })?;
-            if let (Some(false), Some(code)) = (exec.running, exec.exit_code) {
-                return Ok(code);
-            }
-        }
-    };
-    timeout(STATUS, noted)
-        .await
-        .unwrap_or_else(|_| Err(no_status(container, "docker says that it still runs")))
+    let ended = docker::ended(docker, exec).await;
+    let ended = ended
+        .map_err(|source| RelayError::Docker { container: container.to_owned(), source: Box::new(source) })?;
+    match ended {
+        Ended::Status(code) => Ok(code),
+        Ended::Forgotten => Err(no_status(container, "it ended before it had read all of its stdin")),
+        Ended::StillRuns => Err(no_status(container, "docker says that it still runs")),
+    }
 }
 
 fn no_status(container: &str, reason: &str) -> RelayError {
