@@ -17,6 +17,9 @@ use super::error::{self, EngineError};
 /// How long Docker may take to note an exit status after the streams have ended.
 const NOTED: Duration = Duration::from_secs(5);
 
+/// What the streams of a command that is over have to bring their last words.
+const MOMENT: Duration = Duration::from_secs(2);
+
 /// What Docker says of a command whose streams have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
@@ -48,6 +51,24 @@ pub(crate) async fn ended(docker: &Docker, exec: &str) -> Result<Ended, bollard:
         }
     };
     timeout(NOTED, noted).await.unwrap_or(Ok(Ended::StillRuns))
+}
+
+/// Returns when Docker has known for a moment that the command is over, whatever becomes of its streams.
+async fn has_ended(docker: &Docker, exec: &str) {
+    let mut looks = interval(MOMENT);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known = false;
+    loop {
+        looks.tick().await;
+        let over = match docker.inspect_exec(exec).await {
+            Ok(found) => found.running == Some(false) && found.exit_code.is_some(),
+            Err(error) => error::status(&error) == Some(404),
+        };
+        if over && known {
+            return;
+        }
+        known = over;
+    }
 }
 
 /// What a command left.
@@ -115,9 +136,10 @@ impl Engine {
                 let _ = input.write_all(&bytes).await;
             }
             let _ = input.shutdown().await;
+            std::future::pending::<()>().await;
         };
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let collect = async {
-            let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
             while let Some(piece) = output.next().await {
                 match piece? {
                     LogOutput::StdErr { message } => stderr.extend_from_slice(&message),
@@ -127,10 +149,15 @@ impl Engine {
                     LogOutput::StdIn { .. } => {}
                 }
             }
-            Ok((stdout, stderr))
+            Ok(())
         };
-        let ((), collected) = tokio::join!(feed, collect);
-        let (stdout, stderr) = collected.map_err(EngineError::request(&action))?;
+        // Docker keeps the streams of a command that left its stdin unread, and takes no more of it either.
+        let collected = tokio::select! {
+            collected = collect => collected,
+            () = feed => Ok(()),
+            () = has_ended(&self.docker, &id) => Ok(()),
+        };
+        collected.map_err(EngineError::request(&action))?;
         let status = match ended(&self.docker, &id).await.map_err(EngineError::request(&action))? {
             Ended::Status(status) => Some(status),
             Ended::Forgotten => None,
