@@ -32,6 +32,18 @@ pub(crate) enum Ended {
     StillRuns,
 }
 
+/// What Docker knows of the end of a command; `None` while it knows of none.
+async fn noted_end(docker: &Docker, exec: &str) -> Result<Option<Ended>, bollard::errors::Error> {
+    match docker.inspect_exec(exec).await {
+        Ok(found) => {
+            let over = found.running == Some(false);
+            Ok(found.exit_code.filter(|_| over).map(Ended::Status))
+        }
+        Err(gone) if error::status(&gone) == Some(404) => Ok(Some(Ended::Forgotten)),
+        Err(error) => Err(error),
+    }
+}
+
 /// How a command ended. Docker notes that a moment after it has closed the streams.
 pub(crate) async fn ended(docker: &Docker, exec: &str) -> Result<Ended, bollard::errors::Error> {
     let mut looks = interval(Duration::from_millis(5));
@@ -39,14 +51,8 @@ pub(crate) async fn ended(docker: &Docker, exec: &str) -> Result<Ended, bollard:
     let noted = async {
         loop {
             looks.tick().await;
-            match docker.inspect_exec(exec).await {
-                Ok(found) => {
-                    if let (Some(false), Some(code)) = (found.running, found.exit_code) {
-                        return Ok(Ended::Status(code));
-                    }
-                }
-                Err(gone) if error::status(&gone) == Some(404) => return Ok(Ended::Forgotten),
-                Err(error) => return Err(error),
+            if let Some(ended) = noted_end(docker, exec).await? {
+                return Ok(ended);
             }
         }
     };
@@ -60,10 +66,7 @@ async fn has_ended(docker: &Docker, exec: &str) {
     let mut known = false;
     loop {
         looks.tick().await;
-        let over = match docker.inspect_exec(exec).await {
-            Ok(found) => found.running == Some(false) && found.exit_code.is_some(),
-            Err(error) => error::status(&error) == Some(404),
-        };
+        let over = matches!(noted_end(docker, exec).await, Ok(Some(_)));
         if over && known {
             return;
         }
