@@ -403,9 +403,11 @@ impl JsonSchema for Expectations {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let status = generator.subschema_for::<ExpectedStatus>();
+        let former = crate::FORMER_CHECK_NAMES.map(|(former, _)| former);
+        let names: Vec<_> = crate::CHECK_NAMES.iter().chain(&former).collect();
         json_schema!({
             "type": "object",
-            "propertyNames": { "enum": crate::CHECK_NAMES },
+            "propertyNames": { "enum": names },
             "additionalProperties": status,
         })
     }

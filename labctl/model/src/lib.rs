@@ -24,20 +24,30 @@ pub use plan::{
 pub use schema::schema;
 
 /// Names of the checks that `verify` runs, in the order of its report. Lab files name them in `expect`.
-pub const CHECK_NAMES: [&str; 12] = [
+pub const CHECK_NAMES: [&str; 19] = [
     "handshake",
+    "backend",
     "client-ip",
     "return-path",
     "reply-source",
-    "dsr-option",
+    "carrier",
     "request-path",
     "ttl",
     "l2-source",
+    "unaltered",
     "checksums",
     "mtu",
+    "icmp",
     "no-resets",
+    "loop",
     "conservation",
+    "no-strangers",
+    "spread",
+    "affinity",
 ];
+
+/// Names that checks had before, and the ones they have now. Lab files may use either.
+pub const FORMER_CHECK_NAMES: [(&str, &str); 1] = [("dsr-option", "carrier")];
 
 /// Name of the client's host in every lab; no node has it.
 pub const CLIENT: &str = "client";

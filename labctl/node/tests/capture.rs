@@ -184,7 +184,7 @@ fn a_file_holds_every_packet_with_its_point_and_counters() {
             drop(recorder);
             let read = CaptureFile::read(file.as_slice()).expect("our own file");
             for (index, point) in read.points.iter().enumerate() {
-                let here: Vec<_> = read.packets.iter().filter(|p| p.point == index).collect();
+                let here: Vec<_> = read.packets().iter().filter(|p| p.point == index).collect();
                 let (count, direction) = match point.point.interface.as_str() {
                     "left" => (200, Direction::Out),
                     "right" => (200, Direction::In),
@@ -195,7 +195,7 @@ fn a_file_holds_every_packet_with_its_point_and_counters() {
                 assert!(here.iter().all(|p| p.direction == direction));
                 assert!(point.mac.is_some());
             }
-            assert!(read.packets.windows(2).all(|w| w[0].ts_ns <= w[1].ts_ns), "packets are in order");
+            assert!(read.packets().windows(2).all(|w| w[0].ts_ns <= w[1].ts_ns), "packets are in order");
         }
     });
 }

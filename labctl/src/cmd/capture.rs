@@ -11,7 +11,7 @@ use labctl_node::filter;
 use labctl_provider::{Host, HostKind, Lab, Labs};
 use labctl_wire::packet::Mac;
 use labctl_wire::pcapng::{Packet, SNAPLEN_WHOLE, WriteError, Writer};
-use labctl_wire::{CapturePoint, Captured, text};
+use labctl_wire::{CapturePoint, Frame, text};
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, did_you_mean};
@@ -182,8 +182,9 @@ impl Sink for Lines<'_> {
 
     fn packet(&mut self, packet: Packet) -> io::Result<()> {
         let point = packet.interface as usize;
-        let captured = Captured::new(point, packet.ts_ns, packet.direction, packet.original_len, packet.data);
-        self.ui.line(&text::line(&captured, &self.points[point], Some(self.order)))
+        let frame = Frame::parse(&packet.data, packet.original_len);
+        let (point, order) = (&self.points[point], Some(self.order));
+        self.ui.line(&text::line(packet.ts_ns, packet.direction, &frame, point, order))
     }
 
     fn pause(&mut self) -> io::Result<()> {

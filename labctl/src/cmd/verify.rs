@@ -8,7 +8,7 @@ use std::time::Instant;
 use clap::ValueEnum;
 use labctl_model::Plan;
 use labctl_provider::{Lab, Labs};
-use labctl_verdict::{Report, SetupFailure, Verdict, report};
+use labctl_verdict::{Report, SetupFailure, Verdict, view};
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, did_you_mean};
@@ -107,10 +107,10 @@ impl Args {
 
     fn render(&self, verdict: &Report, ui: &Ui) -> String {
         match self.format {
-            Format::Text => report::text::render(verdict, self.output.is_none() && ui.paint().is_on()),
-            Format::Json => report::json::render(verdict),
-            Format::Junit => report::junit::render(verdict),
-            Format::Github => report::github::commands(verdict),
+            Format::Text => view::text::render(verdict, self.output.is_none() && ui.paint().is_on()),
+            Format::Json => view::json::render(verdict),
+            Format::Junit => view::junit::render(verdict),
+            Format::Github => view::github::commands(verdict),
         }
     }
 
@@ -125,8 +125,8 @@ impl Args {
         };
         match self.format {
             Format::Text | Format::Json => String::new(),
-            Format::Junit => report::junit::setup_failure(&failure),
-            Format::Github => report::github::setup_failure(&failure),
+            Format::Junit => view::junit::setup_failure(&failure),
+            Format::Github => view::github::setup_failure(&failure),
         }
     }
 
@@ -145,7 +145,7 @@ impl Args {
     fn conclude(&self, proven: &Proven, ui: &Ui) -> Result<(), Failure> {
         ui.say(&format!("evidence: {}/ (flow.pcapng, results.json, junit.xml)", proven.evidence.display()));
         match (self.format, std::env::var_os("GITHUB_STEP_SUMMARY")) {
-            (Format::Github, Some(page)) => append(page.into(), &report::github::summary(&proven.report)),
+            (Format::Github, Some(page)) => append(page.into(), &view::github::summary(&proven.report)),
             _ => Ok(()),
         }
     }

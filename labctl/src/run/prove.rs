@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use labctl_model::Plan;
 use labctl_provider::{Host, Lab};
-use labctl_verdict::{Canaries as SentCanaries, Evidence, Report, annotate, judge, report};
+use labctl_verdict::{Canaries as SentCanaries, Evidence, Explained, Report, judge_and_explain, view};
 use labctl_wire::{CaptureFile, Exchange};
 
 use super::canary::Canaries;
@@ -70,8 +70,7 @@ impl Prove<'_> {
         let gathered = self.gather(&dir)?;
         let step = self.progress.begin("verdict", "judging");
         let evidence = self.evidence(gathered);
-        let judgement = judge(&evidence);
-        let comments = annotate::comments(&evidence, &judgement);
+        let Explained { judgement, comments } = judge_and_explain(&evidence);
         let millis = began.elapsed().as_millis() as u64;
         let report = Report::new(self.plan, &dir.name(), millis, judgement);
         self.keep(&dir, &evidence.capture, &comments, &report)
@@ -108,7 +107,7 @@ impl Prove<'_> {
         let step = self.progress.begin("stop", "waiting for the captures' last packets");
         self.canaries(&mut canaries)?;
         let capture = captures.stop(self.interrupt).map_err(|e| self.failure("stop the captures", &e))?;
-        step.done(&format!("{} packets captured", capture.packets.len()));
+        step.done(&format!("{} packets captured", capture.packets().len()));
         Ok(Gathered {
             capture,
             exchanges,
@@ -153,8 +152,8 @@ impl Prove<'_> {
         verdict: &Report,
     ) -> Result<(), EvidenceError> {
         dir.write("flow.pcapng", |out| capture.write(out, comments).map_err(io::Error::other))?;
-        dir.write("results.json", |out| out.write_all(report::json::render(verdict).as_bytes()))?;
-        dir.write("junit.xml", |out| out.write_all(report::junit::render(verdict).as_bytes()))?;
+        dir.write("results.json", |out| out.write_all(view::json::render(verdict).as_bytes()))?;
+        dir.write("junit.xml", |out| out.write_all(view::junit::render(verdict).as_bytes()))?;
         Ok(())
     }
 

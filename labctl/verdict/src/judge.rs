@@ -1,102 +1,117 @@
-//! Runs the checks and weighs their results.
+//! Runs the checks, asks the captures whether they bear what was found, and weighs the results.
 
-use std::fmt;
+use std::collections::BTreeMap;
 
 use labctl_model::ExpectedStatus;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::check;
-use crate::context::Context;
 use crate::evidence::Evidence;
+use crate::proof::Weighed;
+use crate::result::{CheckResult, Expectation, Judgement, Offence, SHOWN, Shown, Status, Verdict};
+use crate::story::Story;
+use crate::view::comments;
 
-/// How a check ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// Proven.
-    Pass,
-    /// Disproven.
-    Fail,
-    /// The evidence does not suffice.
-    Inconclusive,
-    /// Does not apply to this lab.
-    Skip,
-}
-
-/// The answer of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// Every check that applies passed.
-    Pass,
-    /// At least one failed.
-    Fail,
-    /// None failed, but not all could be proven.
-    Inconclusive,
-}
-
-/// A packet, or the lack of one, that a check objects to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Offence {
-    /// Index into the capture's packets; `None` for something that a packet does not show.
-    pub packet: Option<usize>,
-    /// What is wrong with it, as a fragment.
-    pub why: String,
-}
-
-/// The result of one check.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct CheckResult {
-    /// Name, one of [`labctl_model::CHECK_NAMES`].
-    pub name: &'static str,
-    /// Status, against what the lab file expects.
-    pub status: Status,
-    /// One sentence with numbers.
-    pub summary: String,
-    /// Numbers, and the first offending packets with point, time and text.
-    pub evidence: Value,
-    /// All offences, for packet comments.
-    #[serde(skip)]
-    pub offences: Vec<Offence>,
-}
-
-/// All results and what follows from them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Judgement {
-    /// The answer.
-    pub verdict: Verdict,
-    /// One result per check, in the order of [`labctl_model::CHECK_NAMES`].
-    pub checks: Vec<CheckResult>,
+/// A judgement and the comments for the packets of its capture; both come of one reading of the evidence.
+#[derive(Debug)]
+pub struct Explained {
+    /// The results.
+    pub judgement: Judgement,
+    /// Comments by packet index.
+    pub comments: BTreeMap<usize, String>,
 }
 
 /// Judges a run by every check, against the expectations of its mode and of its lab file.
 pub fn judge(evidence: &Evidence) -> Judgement {
-    let context = Context::new(evidence);
-    let checks: Vec<_> = check::ALL
-        .iter()
-        .map(|(name, check)| expected(check(&context).result(name, &context), evidence))
-        .collect();
+    judge_story(&Story::new(evidence))
+}
+
+/// As [`judge`], with a comment for each packet that has a place in the run.
+pub fn judge_and_explain(evidence: &Evidence) -> Explained {
+    let story = Story::new(evidence);
+    let judgement = judge_story(&story);
+    let comments = comments::of(&story, &judgement);
+    Explained { judgement, comments }
+}
+
+fn judge_story(story: &Story<'_>) -> Judgement {
+    let result = |(name, check): &(&'static str, check::Check)| {
+        let mut result = expected(conclude(name, check(story).weigh(story)), story.evidence);
+        show(story, &mut result);
+        result
+    };
+    let checks: Vec<_> = check::ALL.iter().map(result).collect();
     Judgement { verdict: weigh(&checks), checks }
 }
 
-/// Turns a result round if the lab file expects the check to fail.
-fn expected(mut result: CheckResult, evidence: &Evidence) -> CheckResult {
-    if evidence.plan.expect.get(result.name) != Some(&ExpectedStatus::Fail) {
-        return result;
+/// Turns the first offending packets into lines.
+fn show(story: &Story<'_>, result: &mut CheckResult) {
+    for offence in result.offences.iter_mut().take(SHOWN) {
+        offence.shown = offence.packet.map(|packet| {
+            let captured = story.captured(packet);
+            Shown {
+                point: story.point_name(packet),
+                direction: captured.direction,
+                time_ns: captured.ts_ns,
+                text: story.line(packet),
+            }
+        });
     }
-    result.evidence["expected"] = json!("fail");
-    result.evidence["found"] = json!(result.status);
-    match result.status {
-        Status::Fail => {
+}
+
+/// What the evidence says of one check. What was seen counts whatever else is in doubt.
+fn conclude(name: &'static str, found: Weighed) -> CheckResult {
+    let Weighed { skipped, statement, numbers, mut offences, mut doubts } = found;
+    let (status, summary) = match (skipped, &offences[..], doubts.first()) {
+        (Some(why), ..) => {
+            (offences, doubts) = Default::default();
+            (Status::Skip, why.to_owned())
+        }
+        (None, [], None) => (Status::Pass, statement),
+        (None, [], Some(doubt)) => {
+            let more = more(doubts.len() - 1, "reason");
+            (Status::Inconclusive, format!("cannot be said: {doubt}{more}"))
+        }
+        (None, [first, rest @ ..], _) => {
+            (Status::Fail, format!("{}{}", first.why, more(rest.len(), "offence")))
+        }
+    };
+    CheckResult { name, status, summary, numbers, offences, doubts, expectation: None }
+}
+
+/// ` (and 3 more offences)`, or nothing.
+fn more(count: usize, noun: &str) -> String {
+    match count {
+        0 => String::new(),
+        1 => format!(" (and 1 more {noun})"),
+        n => format!(" (and {n} more {noun}s)"),
+    }
+}
+
+/// Holds a result against what the lab file expects: an expected failure that comes is a pass, and what does not come,
+/// is skipped or cannot be said is not what was expected.
+fn expected(mut result: CheckResult, evidence: &Evidence) -> CheckResult {
+    let Some(expected) = evidence.plan.expect.get(result.name).copied() else { return result };
+    let found = result.status;
+    result.expectation = Some(Expectation { expected, found });
+    let unmet =
+        |word: &str, summary: &str| format!("{word}, but this lab expects it to {expected}: {summary}");
+    match (expected, found) {
+        (ExpectedStatus::Fail, Status::Fail) => {
             result.status = Status::Pass;
             result.summary = format!("fails as this lab expects: {}", result.summary);
         }
-        Status::Pass => {
+        (ExpectedStatus::Fail, Status::Pass) => {
             result.status = Status::Fail;
-            result.summary = format!("passes, but this lab expects it to fail: {}", result.summary);
+            result.summary = unmet("passes", &result.summary);
+            result.offences.push(Offence::new(None, result.summary.clone()));
         }
-        Status::Inconclusive | Status::Skip => {}
+        (ExpectedStatus::Fail | ExpectedStatus::Pass, Status::Skip) => {
+            result.status = Status::Fail;
+            result.summary = unmet("does not apply", &result.summary);
+            result.offences.push(Offence::new(None, result.summary.clone()));
+        }
+        (ExpectedStatus::Pass, Status::Pass | Status::Fail | Status::Inconclusive)
+        | (ExpectedStatus::Fail, Status::Inconclusive) => {}
     }
     result
 }
@@ -109,33 +124,5 @@ fn weigh(checks: &[CheckResult]) -> Verdict {
         Verdict::Inconclusive
     } else {
         Verdict::Pass
-    }
-}
-
-impl Status {
-    /// The word that reports use.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Pass => "pass",
-            Self::Fail => "fail",
-            Self::Inconclusive => "inconclusive",
-            Self::Skip => "skip",
-        }
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Pass => "pass",
-            Self::Fail => "fail",
-            Self::Inconclusive => "inconclusive",
-        })
     }
 }

@@ -5,7 +5,7 @@ mod lab;
 
 use lab::{Paper, Step, What, plan};
 use labctl_model::Mode;
-use labctl_verdict::{Report, SetupFailure, judge, report};
+use labctl_verdict::{Report, SetupFailure, judge, view};
 
 /// A run of which one check fails and one is inconclusive, and whose texts need escaping.
 fn sample() -> Report {
@@ -23,7 +23,7 @@ fn sample() -> Report {
 
 #[test]
 fn json_has_the_promised_shape() {
-    let text = report::json::render(&sample());
+    let text = view::json::render(&sample());
     let keys = ["schema", "lab", "mode", "provider", "verdict", "duration_ms", "run", "checks"];
     let places: Vec<_> = keys.iter().map(|k| text.find(&format!("\n  \"{k}\": ")).unwrap()).collect();
     assert!(places.is_sorted(), "the fields are in another order");
@@ -33,8 +33,8 @@ fn json_has_the_promised_shape() {
     assert_eq!(value["provider"], "netns");
     assert_eq!(value["verdict"], "fail");
     assert_eq!(value["duration_ms"], 2134);
-    assert_eq!(value["checks"].as_array().unwrap().len(), 12);
-    let source = &value["checks"][3];
+    assert_eq!(value["checks"].as_array().unwrap().len(), 19);
+    let source = &value["checks"][4];
     assert_eq!((&source["name"], &source["status"]), (&"reply-source".into(), &"fail".into()));
     assert_eq!(source.as_object().unwrap().keys().count(), 4);
     assert!(
@@ -44,12 +44,16 @@ fn json_has_the_promised_shape() {
 
 #[test]
 fn junit_is_well_formed_and_counts() {
-    let text = report::junit::render(&sample());
+    let text = view::junit::render(&sample());
     well_formed(&text);
-    assert!(text.starts_with("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"labctl\" tests=\"12\" failures=\"1\" errors=\""));
+    assert!(text.starts_with("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"labctl\" tests=\"19\" failures=\"1\" errors=\""));
     assert!(text.contains("time=\"2.134\""));
     assert!(text.contains("classname=\"labctl.a&lt;b\" name=\"reply-source\""));
-    assert!(text.contains("<failure type=\"fail\" message=\"worker2 sent a reply with pod address"));
+    assert!(
+        text.contains(
+            "<failure type=\"fail\" message=\"worker2 sent a reply of tcp request 1 with pod address"
+        )
+    );
     assert!(text.contains(
         "<error type=\"inconclusive\" message=\"cannot be said: the capture on worker:eth0 lost 1 packets"
     ));
@@ -59,7 +63,7 @@ fn junit_is_well_formed_and_counts() {
         error: "open <eth0>: no such device\nrun `labctl doctor`".into(),
         duration_ms: 12,
     };
-    let text = report::junit::setup_failure(&failure);
+    let text = view::junit::setup_failure(&failure);
     well_formed(&text);
     assert!(text.contains("tests=\"1\" failures=\"0\" errors=\"1\" skipped=\"0\" time=\"0.012\""));
     assert!(text.contains("message=\"failed to start captures: open &lt;eth0&gt;: no such device\""));
@@ -84,36 +88,36 @@ fn well_formed(text: &str) {
 
 #[test]
 fn text_stands_in_columns() {
-    let text = report::text::render(&sample(), false);
+    let text = view::text::render(&sample(), false);
     let lines: Vec<_> = text.lines().collect();
     assert!(
         lines[0].starts_with(" PASS handshake     2 connections opened, 2 datagrams, every request answered")
     );
     assert!(
         text.contains(
-            "\n FAIL reply-source  worker2 sent a reply with pod address 10.0.1.108 to the client ("
+            "\n FAIL reply-source  worker2 sent a reply of tcp request 1 with pod address 10.0.1.108 to the client ("
         )
     );
-    assert!(
-        text.contains("\n        worker2 sent a reply with pod address 10.0.1.108 to the client: 10:00:00.")
-    );
+    assert!(text.contains(
+        "\n        worker2 sent a reply of tcp request 1 with pod address 10.0.1.108 to the client: 10:00:00."
+    ));
     assert!(text.contains("\n ???? return-path   cannot be said: the capture on worker:eth0 lost 1 packets"));
     assert!(lines.last().unwrap().starts_with("fail: ") && lines.last().unwrap().ends_with(", 2.1 s"));
     assert!(!text.contains('\x1b'));
-    assert!(report::text::render(&sample(), true).contains("\x1b[31mFAIL\x1b[0m reply-source"));
+    assert!(view::text::render(&sample(), true).contains("\x1b[31mFAIL\x1b[0m reply-source"));
 }
 
 #[test]
 fn github_commands_stay_on_their_line() {
-    let text = report::github::commands(&sample());
+    let text = view::github::commands(&sample());
     assert!(text.lines().all(|l| l.starts_with("::error title=")
         || l.starts_with("::warning title=")
         || l.starts_with("::notice title=")));
     assert!(text.contains("::error title=labctl a<b%3A reply-source fail::worker2 sent"));
     assert!(text.lines().last().unwrap().starts_with("::notice title=labctl a<b%3A fail::"));
-    let summary = report::github::summary(&sample());
+    let summary = view::github::summary(&sample());
     assert!(summary.contains("| reply-source | fail | worker2 sent"));
     assert!(summary.contains("\n**reply-source**\n\n```text\n"));
     let failure = SetupFailure { lab: "x".into(), step: "y".into(), error: "a\nb".into(), duration_ms: 0 };
-    assert_eq!(report::github::setup_failure(&failure), "::error title=labctl x%3A failed to y::a%0Ab\n");
+    assert_eq!(view::github::setup_failure(&failure), "::error title=labctl x%3A failed to y::a%0Ab\n");
 }

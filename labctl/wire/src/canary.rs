@@ -48,12 +48,13 @@ impl Canary {
     }
 }
 
-/// Whether a frame is a canary or an ICMP error about one, of any run.
+/// Whether a frame is a canary or an ICMP error about one, of any run. What it says tells, not its port: a service may use
+/// that as well.
 pub fn is_noise(data: &[u8], frame: &Frame) -> bool {
     let begins = |payload: &[u8]| payload.starts_with(MARK.as_bytes());
     match (frame.udp(), frame.icmp().and_then(|i| i.quote.as_deref())) {
         (Some(_), _) => data.get(frame.payload()).is_some_and(begins),
-        (None, Some(quote)) => quote.ports.is_some_and(|(_, port)| port == PORT),
+        (None, Some(quote)) => begins(&quote.udp_payload),
         (None, None) => false,
     }
 }
@@ -62,8 +63,8 @@ pub fn is_noise(data: &[u8], frame: &Frame) -> bool {
 /// Without rounds no point is live: nothing was proven.
 pub fn prove_live(capture: &mut CaptureFile, run: &str, rounds: u32) {
     let mut seen = vec![std::collections::BTreeSet::new(); capture.points.len()];
-    for packet in &capture.packets {
-        if let Some(canary) = Canary::of(&packet.data, &packet.frame)
+    for (i, packet) in capture.packets().iter().enumerate() {
+        if let Some(canary) = Canary::of(capture.data(i), &capture.headers(i))
             && canary.run == run
             && (1..=rounds).contains(&canary.round)
         {

@@ -1,9 +1,11 @@
 //! Captured packets of all points, in the order of time.
 //!
-//! Owns: reading them from pcapng, merging, writing them with comments, and which frames a host only
-//! overheard. Does not own: the pcapng bytes ([`crate::pcapng`]) or what packets mean together
-//! ([`crate::flow`], [`crate::hop`]). All captures of a run are taken on one host with one clock, so time
-//! alone orders them.
+//! Owns: reading them from pcapng, merging, writing them with comments, and the Ethernet addresses of the points.
+//! Does not own: the pcapng bytes ([`crate::pcapng`]) or what packets mean together (the verdict). All captures of
+//! a run are taken on one host with one clock, so time alone orders them.
+//!
+//! A packet is a record of 40 bytes; its bytes lie in a store that many packets share, so that a million packets cost
+//! little more memory than their file.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
@@ -45,15 +47,8 @@ pub struct PointInfo {
     pub mac: Option<Mac>,
 }
 
-impl PointInfo {
-    /// Whether the absence of a packet here proves anything: proven live, and known to have lost nothing.
-    pub fn is_proof(&self) -> bool {
-        self.live && self.dropped == Some(0)
-    }
-}
-
-/// One captured packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One captured packet, without its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Captured {
     /// Index into [`CaptureFile::points`].
     pub point: usize,
@@ -63,32 +58,19 @@ pub struct Captured {
     pub direction: Direction,
     /// Bytes on the wire.
     pub original_len: u32,
+    /// Where its bytes begin in the store.
+    start: usize,
     /// Captured bytes, from the Ethernet header on.
-    pub data: Vec<u8>,
-    /// The same bytes, read.
-    pub frame: Frame,
-}
-
-impl Captured {
-    /// A captured packet with its bytes read.
-    pub fn new(point: usize, ts_ns: u64, direction: Direction, original_len: u32, data: Vec<u8>) -> Self {
-        let frame = Frame::parse(&data, original_len);
-        Self { point, ts_ns, direction, original_len, data, frame }
-    }
-
-    /// The captured part of the TCP or UDP payload.
-    pub fn payload(&self) -> &[u8] {
-        self.data.get(self.frame.payload()).unwrap_or(&[])
-    }
+    len: u32,
 }
 
 /// Everything that was captured in a run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct CaptureFile {
     /// Points; packets name them by index.
     pub points: Vec<PointInfo>,
-    /// Packets, ordered by time.
-    pub packets: Vec<Captured>,
+    packets: Vec<Captured>,
+    store: Vec<u8>,
 }
 
 impl CaptureFile {
@@ -113,13 +95,9 @@ impl CaptureFile {
     pub fn take(&mut self, block: Block) -> Result<(), CaptureError> {
         match block {
             Block::Interface(interface) => self.points.push(point_info(&interface)?),
-            Block::Packet(p) => self.packets.push(Captured::new(
-                p.interface as usize,
-                p.ts_ns,
-                p.direction,
-                p.original_len,
-                p.data,
-            )),
+            Block::Packet(p) => {
+                self.push(p.interface as usize, p.ts_ns, p.direction, p.original_len, &p.data);
+            }
             Block::Statistics(s) => {
                 let point = &mut self.points[s.interface as usize];
                 (point.received, point.dropped) = (s.received, s.dropped);
@@ -128,21 +106,83 @@ impl CaptureFile {
         Ok(())
     }
 
+    /// Adds a packet behind all others. `original_len` is its length on the wire, never less than what was captured.
+    pub fn push(&mut self, point: usize, ts_ns: u64, direction: Direction, original_len: u32, data: &[u8]) {
+        let (start, len) = (self.store.len(), data.len() as u32);
+        self.store.extend_from_slice(data);
+        self.packets.push(Captured {
+            point,
+            ts_ns,
+            direction,
+            original_len: original_len.max(len),
+            start,
+            len,
+        });
+    }
+
+    /// The packets, in the order of time once the capture is read or merged.
+    pub fn packets(&self) -> &[Captured] {
+        &self.packets
+    }
+
+    /// The packets, to be damaged: the judge is tested with evidence that something has happened to.
+    pub fn packets_mut(&mut self) -> &mut Vec<Captured> {
+        &mut self.packets
+    }
+
+    /// The captured bytes of a packet, from the Ethernet header on.
+    pub fn data(&self, packet: usize) -> &[u8] {
+        let Captured { start, len, .. } = self.packets[packet];
+        &self.store[start..start + len as usize]
+    }
+
+    /// Gives a packet other bytes; its length on the wire changes by as much as the captured one.
+    pub fn replace(&mut self, packet: usize, data: &[u8]) {
+        let start = self.store.len();
+        self.store.extend_from_slice(data);
+        let record = &mut self.packets[packet];
+        let cut = record.original_len - record.len;
+        (record.start, record.len, record.original_len) = (start, data.len() as u32, data.len() as u32 + cut);
+    }
+
+    /// A packet with its bytes read and its checksums computed.
+    pub fn frame(&self, packet: usize) -> Frame {
+        Frame::parse(self.data(packet), self.packets[packet].original_len)
+    }
+
+    /// A packet with its bytes read; checksums of its payload are left unknown, which makes it much cheaper.
+    pub fn headers(&self, packet: usize) -> Frame {
+        Frame::headers(self.data(packet), self.packets[packet].original_len)
+    }
+
     /// One capture of many: points in the order of the files, packets by time. Packets with equal times keep
     /// the order of the files.
     pub fn merge(files: impl IntoIterator<Item = Self>) -> Self {
         let mut merged = Self::default();
-        for file in files {
-            let base = merged.points.len();
-            merged.points.extend(file.points);
-            merged.packets.extend(file.packets.into_iter().map(|p| Captured { point: base + p.point, ..p }));
+        for mut file in files {
+            let (base, at) = (merged.points.len(), merged.store.len());
+            merged.points.append(&mut file.points);
+            if at == 0 {
+                merged.store = file.store;
+            } else {
+                merged.store.append(&mut file.store);
+            }
+            let moved = file.packets.into_iter();
+            merged.packets.extend(moved.map(|p| Captured {
+                point: base + p.point,
+                start: at + p.start,
+                ..p
+            }));
         }
         merged.sort();
         merged
     }
 
-    fn sort(&mut self) {
-        self.packets.sort_by_key(|p| p.ts_ns);
+    /// Puts the packets in the order of time; those with equal times keep theirs.
+    pub fn sort(&mut self) {
+        if !self.packets.is_sorted_by_key(|p| p.ts_ns) {
+            self.packets.sort_by_key(|p| p.ts_ns);
+        }
     }
 
     /// Writes everything as one pcapng file with an interface per point; `comments` are by packet index.
@@ -156,7 +196,7 @@ impl CaptureFile {
         }
         for (i, p) in self.packets.iter().enumerate() {
             let comment = comments.get(&i).map(String::as_str);
-            writer.packet(p.point as u32, p.ts_ns, p.original_len, &p.data, p.direction, comment)?;
+            writer.packet(p.point as u32, p.ts_ns, p.original_len, self.data(i), p.direction, comment)?;
         }
         let end = self.packets.last().map_or(0, |p| p.ts_ns);
         for (i, info) in self.points.iter().enumerate() {
@@ -170,27 +210,14 @@ impl CaptureFile {
     /// The Ethernet address of each point: as the capture says, else worked out from its traffic.
     pub fn link_addresses(&self) -> Vec<Option<Mac>> {
         let mut guesses = vec![Guess::default(); self.points.len()];
-        for packet in &self.packets {
-            guesses[packet.point].note(packet);
+        if self.points.iter().any(|info| info.mac.is_none()) {
+            for (i, packet) in self.packets.iter().enumerate() {
+                if self.points[packet.point].mac.is_none() {
+                    guesses[packet.point].note(packet.direction, &self.headers(i));
+                }
+            }
         }
         self.points.iter().zip(guesses).map(|(info, guess)| info.mac.or_else(|| guess.best())).collect()
-    }
-
-    /// Which packets came in at a host that they were not addressed to. A switch floods frames whose
-    /// destination it has not learned yet; the hosts that overhear one ignore it.
-    pub fn overheard(&self) -> Vec<bool> {
-        let addresses = self.link_addresses();
-        let others: HashMap<Mac, usize> =
-            addresses.iter().enumerate().filter_map(|(i, mac)| Some(((*mac)?, i))).collect();
-        let is_overheard = |p: &Captured| {
-            p.direction == Direction::In
-                && !p.frame.dst.is_group()
-                && match addresses[p.point] {
-                    Some(own) => own != p.frame.dst,
-                    None => others.get(&p.frame.dst).is_some_and(|other| *other != p.point),
-                }
-        };
-        self.packets.iter().map(is_overheard).collect()
     }
 }
 
@@ -223,9 +250,8 @@ struct Guess {
 }
 
 impl Guess {
-    fn note(&mut self, packet: &Captured) {
-        let frame = &packet.frame;
-        match packet.direction {
+    fn note(&mut self, direction: Direction, frame: &Frame) {
+        match direction {
             Direction::Out => {
                 if let crate::packet::Network::Arp(arp) = &frame.network {
                     self.arp = Some(arp.sender_mac);

@@ -7,20 +7,20 @@ use std::fmt;
 
 use datapath_types::option::WireOrder;
 
-use crate::capture::Captured;
 use crate::packet::{Checksum, DsrOption, Frame, Icmp, Ipv4, Network, Tcp, Transport, Udp};
-use crate::point::CapturePoint;
+use crate::point::{CapturePoint, Direction};
 
 /// Renders a packet: `10:00:00.123456 worker:eth0 in 172.18.0.1.43210 > 172.18.0.3.32000: tcp [S] seq 1 win
 /// 64240 len 0 ttl 64 dsr 172.18.0.3:32000`. The time is UTC. Without `order` a DSR option shows both
 /// readings, network order first.
-pub fn line(packet: &Captured, point: &CapturePoint, order: Option<WireOrder>) -> String {
-    format!(
-        "{} {point} {} {}",
-        Clock(packet.ts_ns),
-        packet.direction,
-        Content { frame: &packet.frame, order }
-    )
+pub fn line(
+    ts_ns: u64,
+    direction: Direction,
+    frame: &Frame,
+    point: &CapturePoint,
+    order: Option<WireOrder>,
+) -> String {
+    format!("{} {point} {direction} {}", Clock(ts_ns), Content { frame, order })
 }
 
 /// A time of day, UTC, microseconds.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::backends::unknown_node;
 use super::{Report, given_or};
-use crate::CHECK_NAMES;
 use crate::diagnostic::{Diagnostic, did_you_mean};
 use crate::file::{FaultFile, FaultName, FaultTarget, LabFile};
 use crate::given::Given;
 use crate::plan::{ExpectedStatus, Fault, FaultPlan, FaultScope, NodePlan, ProviderKind};
+use crate::{CHECK_NAMES, FORMER_CHECK_NAMES};
 
 /// Every IPv4 link carries packets of this size whole in practice (RFC 791 section 3.1).
 const SMALLEST_POD_MTU: u16 = 576;
@@ -91,12 +91,16 @@ fn scope(fault: &FaultFile, nodes: &[NodePlan], report: &mut Report) -> FaultSco
 /// Checks whose expected outcome the lab overrides.
 pub(super) fn expectations(file: &LabFile, report: &mut Report) -> BTreeMap<String, ExpectedStatus> {
     let Some(expect) = &file.expect else { return BTreeMap::new() };
-    for (name, _) in &expect.0 {
-        if !CHECK_NAMES.contains(&name.as_str()) {
+    let mut expectations = BTreeMap::new();
+    for (name, status) in &expect.0 {
+        let former = FORMER_CHECK_NAMES.iter().find(|(former, _)| *former == name.as_str());
+        let now = former.map_or(name.as_str(), |(_, now)| *now);
+        if !CHECK_NAMES.contains(&now) {
             report.push(unknown_check(name));
         }
+        expectations.insert(now.to_owned(), **status);
     }
-    expect.0.iter().map(|(name, status)| (name.to_string(), **status)).collect()
+    expectations
 }
 
 fn unknown_check(name: &Given<String>) -> Diagnostic {

@@ -3,60 +3,59 @@
 //! mode.
 
 use labctl_wire::Direction;
-use labctl_wire::packet::{Checksum, Transport};
+use labctl_wire::packet::{Checksum, Ipv4, Transport};
 
-use crate::context::{Context, Seen};
-use crate::findings::Findings;
+use crate::proof::Findings;
+use crate::story::Story;
 
-pub(super) fn check(context: &Context<'_>) -> Findings {
+pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut findings = Findings::default();
     let mut counts = Counts::default();
-    for seen in context.seen() {
+    for seen in story.seen() {
         counts.packets += 1;
-        let name = seen.case.name();
-        if seen.ip.checksum == Checksum::Wrong {
-            findings.offence(seen.index, format!("{name}: wrong IPv4 header checksum"));
+        let frame = story.evidence.capture.frame(seen.index);
+        let Some(ip) = frame.ipv4() else { continue };
+        let name = || seen.case.name();
+        if ip.checksum == Checksum::Wrong {
+            findings.offence(seen.index, format!("{}: wrong IPv4 header checksum", name()));
         }
-        match transport_checksum(&seen) {
+        match of_transport(ip) {
             Some((protocol, Checksum::Wrong)) => {
-                findings.offence(seen.index, format!("{name}: wrong {protocol} checksum"));
+                findings.offence(seen.index, format!("{}: wrong {protocol} checksum", name()));
             }
             Some((protocol, Checksum::Partial)) => {
                 counts.partial += 1;
-                if context.offloads_off() && seen.direction() == Direction::In {
-                    findings.offence(
-                        seen.index,
-                        format!("{name}: unfinished {protocol} checksum with offloads off"),
-                    );
+                if story.offloads_off() && seen.direction == Direction::In {
+                    let why = format!("{}: unfinished {protocol} checksum with offloads off", name());
+                    findings.offence(seen.index, why);
                 }
             }
             Some((_, Checksum::Right | Checksum::Absent)) => counts.right += 1,
             Some((_, Checksum::Unknown)) | None => counts.unknown += 1,
         }
     }
-    findings.require_all(context);
-    if counts.right + counts.partial == 0 {
-        findings.doubt("no packet was captured whole, so no transport checksum could be computed");
-    }
     let Counts { packets, right, partial, unknown } = counts;
     findings.number("packets", packets);
     findings.number("right", right);
     findings.number("left_to_nic", partial);
     findings.number("not_computable", unknown);
-    findings.claim(format!("no wrong checksum in {packets} packets: {right} right, {partial} left to the NIC, {unknown} cut off or fragmented"));
+    let text = format!(
+        "no wrong checksum in {packets} packets: {right} right, {partial} left to the NIC, {unknown} cut off or fragmented"
+    );
+    findings.state(right + partial, "packet whose transport checksum can be computed", text);
     findings
 }
 
 #[derive(Default)]
 struct Counts {
-    packets: u32,
-    right: u32,
-    partial: u32,
-    unknown: u32,
+    packets: u64,
+    right: u64,
+    partial: u64,
+    unknown: u64,
 }
 
-fn transport_checksum(seen: &Seen<'_, '_>) -> Option<(&'static str, Checksum)> {
-    match &seen.ip.transport {
+fn of_transport(ip: &Ipv4) -> Option<(&'static str, Checksum)> {
+    match &ip.transport {
         Transport::Tcp(tcp) => Some(("TCP", tcp.checksum)),
         Transport::Udp(udp) => Some(("UDP", udp.checksum)),
         Transport::Icmp(icmp) => Some(("ICMP", icmp.checksum)),

@@ -1,112 +1,121 @@
-//! conservation: everything that the client or a backend sent arrived at the other end, or a node counted its
-//! drop; and nothing arrived that nobody sent. Bytes of TCP streams are compared, not packets, so segmentation
-//! in between does not matter. The same in every mode.
+//! conservation: everything that the client or a backend sent arrived at the other end, or the node where it was lost
+//! counted its drop; and nothing arrived that nobody sent. Bytes of TCP streams are compared, not packets, so
+//! segmentation in between does not matter. The same in every mode.
 
-use datapath_types::DropReason;
-use labctl_wire::hop::Kind;
-use labctl_wire::{LogicalPacket, Side};
+use std::collections::BTreeMap;
 
-use crate::case::{Case, Place, Waypoint};
-use crate::context::Context;
-use crate::findings::Findings;
+use crate::proof::Findings;
+use crate::scene::case::Case;
+use crate::scene::place::Place;
+use crate::story::{LogicalPacket, Story};
 
-pub(super) fn check(context: &Context<'_>) -> Findings {
+pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut findings = Findings::default();
     let mut ledger = Ledger::default();
-    for packet in context.packets.iter().filter(|p| p.kind != Kind::Icmp) {
-        let case = &context.cases[packet.tag.exchange];
+    for packet in &story.packets {
+        let case = &story.cases[packet.of];
         if !case.refusal {
-            ledger.enter(context, packet, case);
+            ledger.enter(&mut findings, story, packet, case);
         }
     }
-    for (_, case) in context.answered() {
-        if case.backend.is_none() {
-            findings.doubt(format!("the backend of {} is not known", case.name()));
-        }
-        for place in ends(case) {
-            findings.require(context, place);
-        }
+    for (_, case) in story.answered().filter(|(_, c)| c.backend.is_none()) {
+        findings.doubt(format!("the backend of {} is not known", case.name()));
     }
-    let accounted = accounted(context);
-    ledger.settle(&mut findings, context, accounted);
+    ledger.settle(&mut findings, story);
     findings
 }
 
-/// Where packets of a case begin and end.
-fn ends(case: &Case<'_>) -> Vec<Place> {
-    let way = case.way(Side::Request);
-    way.first().into_iter().chain(way.last()).map(|w| w.place).collect()
-}
-
-/// Drops that the nodes counted, without those of requests that had to be refused.
-fn accounted(context: &Context<'_>) -> u64 {
-    let expected = DropReason::NoLocalBackend.label();
-    let has_refusals = context.refusals().next().is_some();
-    let counters = context.evidence.drops.values().flatten();
-    counters.filter(|(label, _)| !(has_refusals && *label == expected)).map(|(_, count)| count).sum()
+/// A packet that did not come to the end of its way.
+struct Loss {
+    last: usize,
+    end: Place,
+    name: String,
 }
 
 #[derive(Default)]
 struct Ledger {
     sent: u64,
     arrived: u64,
-    /// Sent and not arrived: the last sighting, the place where it should have come to, the case.
-    missing: Vec<(Option<usize>, Place, String)>,
-    /// Arrived and not sent: the sighting, the place where it should have been sent, the case.
-    appeared: Vec<(usize, Place, String)>,
+    /// By the node that had it last; `None` for what was lost between hosts.
+    lost: BTreeMap<Option<usize>, Vec<Loss>>,
 }
 
 impl Ledger {
-    fn enter(&mut self, context: &Context<'_>, packet: &LogicalPacket, case: &Case<'_>) {
-        let way = case.way(packet.tag.side);
-        let (Some(from), Some(to)) = (way.first(), way.last()) else { return };
-        let sent = context.at(packet, from.place, from.direction);
-        let arrived = context.at(packet, to.place, to.direction);
-        self.sent += u64::from(sent.is_some());
-        if is_complete(context, packet, to) {
-            self.arrived += u64::from(sent.is_some());
-        } else if sent.is_some() {
-            let last = packet.sightings.last().map(|s| s.packet);
-            self.missing.push((last, to.place, case.name()));
-        }
+    fn enter(&mut self, findings: &mut Findings, story: &Story<'_>, packet: &LogicalPacket, case: &Case<'_>) {
+        let way = story.way(packet.of, packet.side);
+        let Some(end) = way.len().checked_sub(1) else { return };
+        let (sent, arrived) = (packet.at(0), packet.at(end));
         if let (None, Some(arrived)) = (sent, arrived) {
-            self.appeared.push((arrived, from.place, case.name()));
+            let place = way[0].spot.place;
+            let why =
+                format!("{}: a packet arrived that {} never sent", case.name(), story.place_name(place));
+            findings.absent(place, Some(arrived), why);
+        }
+        if sent.is_none() {
+            return;
+        }
+        self.sent += 1;
+        if packet.complete_at(end) {
+            self.arrived += 1;
+        } else if let Some(last) = packet.sightings.iter().rev().find(|s| s.stage.is_some()) {
+            let node = last.stage.and_then(|stage| holder(story, packet, stage));
+            let loss = Loss { last: last.packet, end: way[end].spot.place, name: case.name() };
+            self.lost.entry(node).or_default().push(loss);
         }
     }
 
-    fn settle(self, findings: &mut Findings, context: &Context<'_>, accounted: u64) {
-        let Self { sent, arrived, missing, appeared } = self;
-        let lost = missing.len() as u64;
-        if sent == 0 {
-            findings.doubt("no packet was seen being sent");
+    fn settle(self, findings: &mut Findings, story: &Story<'_>) {
+        let Self { sent, arrived, lost } = self;
+        let all: usize = lost.values().map(Vec::len).sum();
+        let mut counted = 0;
+        for (node, losses) in lost {
+            let drops = node.map_or(0, |node| accounted(story, node));
+            if losses.len() as u64 <= drops {
+                counted += losses.len();
+                continue;
+            }
+            let by = match node {
+                Some(node) => {
+                    let name = &story.plan.nodes[node].name;
+                    format!("{name} had it last, and counted {drops} drops for {} lost", losses.len())
+                }
+                None => "it was lost between two hosts".to_owned(),
+            };
+            for Loss { last, end, name } in losses {
+                let place = story.place_name(end);
+                findings.absent(end, Some(last), format!("{name}: a packet never arrived at {place}: {by}"));
+            }
         }
         findings.number("sent", sent);
         findings.number("arrived", arrived);
-        findings.number("counted_drops", accounted);
-        if lost > accounted {
-            for (last, place, case) in missing {
-                let name = context.place_name(place);
-                let why = format!(
-                    "{case}: a packet never arrived at {name}, and {accounted} drops were counted for {lost} lost"
-                );
-                findings.absent(context, place, last, why);
-            }
-        }
-        for (packet, place, case) in appeared {
-            let name = context.place_name(place);
-            findings.absent(
-                context,
-                place,
-                Some(packet),
-                format!("{case}: a packet arrived that {name} never sent"),
-            );
-        }
-        let drops = if lost > 0 { format!(", {lost} lost and counted") } else { String::new() };
-        findings.claim(format!("{arrived} of {sent} packets arrived at the other end{drops}"));
+        findings.number("lost_and_counted", counted as u64);
+        let drops = if all > 0 { format!(", {counted} lost and counted") } else { String::new() };
+        let text = format!("{arrived} of {sent} packets arrived at the other end{drops}");
+        findings.state(sent, "packet being sent", text);
     }
 }
 
-/// Whether all bytes of a packet were seen at a waypoint.
-fn is_complete(context: &Context<'_>, packet: &LogicalPacket, to: &Waypoint) -> bool {
-    context.point(to.place).is_some_and(|point| packet.complete_at(point, to.direction))
+/// The node that had a packet when it was last seen: it came in and did not go on.
+fn holder(story: &Story<'_>, packet: &LogicalPacket, stage: usize) -> Option<usize> {
+    let spot = story.way(packet.of, packet.side)[stage].spot;
+    let inward = spot.direction == labctl_wire::Direction::In;
+    match spot.place {
+        Place::Uplink(node) if inward => Some(node),
+        Place::Veth(backend) if inward => node_of(story, backend),
+        // What a pod sends its node has, unless the node's side of the link says otherwise.
+        Place::Pod(backend) if !inward && !story.is_captured(Place::Veth(backend)) => node_of(story, backend),
+        _ => None,
+    }
+}
+
+fn node_of(story: &Story<'_>, backend: usize) -> Option<usize> {
+    story.backends().get(backend).map(|b| b.node)
+}
+
+/// What a node dropped of requests that should be answered, by its own count.
+fn accounted(story: &Story<'_>, node: usize) -> u64 {
+    let expected = datapath_types::DropReason::NoLocalBackend.label();
+    let refused = story.refusals().any(|(_, case)| case.ingress == node);
+    let counters = story.evidence.drops.get(&story.plan.nodes[node].name).into_iter().flatten();
+    counters.filter(|(label, _)| !(refused && *label == expected)).map(|(_, count)| count).sum()
 }

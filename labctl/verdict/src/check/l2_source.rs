@@ -1,47 +1,49 @@
-//! l2-source: replies reach the client with the Ethernet address of the node that sent them: the backend's node
-//! in dsr and local, the ingress node where the source is rewritten. With any other, switches learn the
-//! frontend at the wrong port.
+//! l2-source: every frame has the Ethernet address of the interface that it leaves: replies reach the client from the
+//! backend's node in dsr and local, from the ingress node where the source is rewritten. With any other, switches learn
+//! the frontend at the wrong port.
 
-use labctl_wire::{Direction, Side};
+use std::collections::BTreeSet;
 
-use crate::case::Place;
-use crate::context::Context;
-use crate::findings::Findings;
+use labctl_wire::Direction;
 
-pub(super) fn check(context: &Context<'_>) -> Findings {
+use crate::proof::Findings;
+use crate::scene::case::Side;
+use crate::scene::place::Place;
+use crate::story::{Field, Story};
+
+pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut findings = Findings::default();
-    let mut frames = 0;
-    for seen in context.seen_answered() {
-        let arrives =
-            (seen.place, seen.direction(), seen.side) == (Place::Client, Direction::In, Side::Reply);
-        // An ICMP error may come from either node.
-        let Some(backend) = seen.case.backend.filter(|_| arrives && seen.packet.frame.icmp().is_none())
-        else {
-            continue;
+    for difference in story.differences.iter().filter(|d| d.field == Field::LinkSource) {
+        let what = match difference.side {
+            Side::Request => "request frame",
+            Side::Reply => "reply frame",
         };
-        let sender = if seen.case.source_rewritten() { seen.case.ingress } else { backend.node };
-        let place = Place::Uplink(sender);
-        let name = context.place_name(place);
-        let Some(expected) = context.point(place).and_then(|p| context.link_addresses[p]) else {
-            findings.doubt(format!("the Ethernet address of {name} is not known"));
-            continue;
-        };
-        frames += 1;
-        let source = seen.packet.frame.src;
-        if source != expected {
-            let case = seen.case.name();
-            findings.offence(
-                seen.index,
-                format!("{case}: reply frame from {source}, expected {expected} of {name}"),
-            );
+        let (name, place) = (story.cases[difference.of].name(), story.place_name(difference.place));
+        let (found, expected) = (&difference.found, &difference.expected);
+        findings.offence(
+            difference.packet,
+            format!("{name}: {what} from {found} at {place}, expected {expected}"),
+        );
+    }
+    let arrives = |s: &&crate::story::Seen<'_, '_>| {
+        (s.place, s.direction, s.side, s.is_error) == (Place::Client, Direction::In, Side::Reply, false)
+    };
+    let frames = story.seen().filter(|s| !s.case.refusal && arrives(&s)).count() as u64;
+    for place in senders(story) {
+        if story.addresses.of(place).is_none() {
+            findings.doubt(format!("the Ethernet address of {} is not known", story.place_name(place)));
         }
     }
-    if frames == 0 {
-        findings.doubt("no reply reached the client");
-    }
     findings.number("frames", frames);
-    findings.claim(format!(
+    let text = format!(
         "{frames} of {frames} reply frames came from the Ethernet address of the node that sent them"
-    ));
+    );
+    findings.state(frames, "reply at the client", text);
     findings
+}
+
+/// Uplinks that replies leave by for the client.
+fn senders(story: &Story<'_>) -> BTreeSet<Place> {
+    let last = |(of, _)| Some(story.way(of, Side::Reply).last()?.link.0);
+    story.answered().filter_map(last).collect()
 }

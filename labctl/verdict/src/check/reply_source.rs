@@ -1,83 +1,104 @@
 //! reply-source: everything that comes back to the client, RST, FIN and ICMP errors too, has the frontend as its
-//! source, and no pod address ever appears on the client's link, be it quoted inside an ICMP error. The same in
-//! every mode.
+//! source, and no pod address ever appears on the client's link: not in a header, not in an IPv4 option, not quoted
+//! inside an ICMP error. The same in every mode.
 
 use std::net::Ipv4Addr;
 
-use labctl_wire::{Direction, Side, canary};
+use labctl_wire::{Direction, Frame};
 
-use crate::case::Place;
-use crate::context::{Context, Seen};
-use crate::findings::Findings;
+use crate::proof::Findings;
+use crate::scene::case::Side;
+use crate::scene::place::Place;
+use crate::story::{Field, Role, Story};
 
-pub(super) fn check(context: &Context<'_>) -> Findings {
+pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut findings = Findings::default();
-    let mut replies = 0;
-    for seen in context.seen().filter(|s| s.side == Side::Reply) {
-        match (seen.place, seen.direction()) {
-            (Place::Client, Direction::In) => {
-                replies += 1;
-                if let Some(why) = wrong_source(&seen) {
-                    findings.offence(seen.index, format!("{}: {why}", seen.case.name()));
-                }
+    let replies = story
+        .seen()
+        .filter(|s| (s.side, s.place, s.direction) == (Side::Reply, Place::Client, Direction::In))
+        .inspect(|s| {
+            if s.is_error
+                && let Some(why) = wrong_error(story, s.index, *s.case.exchange.remote.ip())
+            {
+                findings.offence(s.index, format!("{}: {why}", s.case.name()));
             }
-            (Place::Uplink(node), Direction::Out) if leaks(context, &seen) => {
-                let (name, source) = (&context.plan.nodes[node].name, seen.ip.src);
-                findings.offence(
-                    seen.index,
-                    format!("{name} sent a reply with pod address {source} to the client"),
-                );
-            }
-            _ => {}
+        })
+        .count() as u64;
+    for difference in &story.differences {
+        if (difference.side, difference.field) != (Side::Reply, Field::Source) {
+            continue;
         }
+        let (found, expected) = (&difference.found, &difference.expected);
+        let name = story.cases[difference.of].name();
+        let why = match difference.place {
+            Place::Uplink(node) if difference.shows(|address| story.is_pod(address)) => {
+                let (node, address) =
+                    (&story.plan.nodes[node].name, found.split(':').next().unwrap_or(found));
+                format!("{node} sent a reply of {name} with pod address {address} to the client")
+            }
+            Place::Uplink(node) => {
+                format!(
+                    "{} sent a reply of {name} from {found}, expected {expected}",
+                    story.plan.nodes[node].name
+                )
+            }
+            Place::Client => format!("{name}: reply from {found}, expected {expected}"),
+            place => {
+                format!("{name}: reply from {found} at {}, expected {expected}", story.place_name(place))
+            }
+        };
+        findings.offence(difference.packet, why);
     }
-    let link = pod_addresses(&mut findings, context);
-    findings.require(context, Place::Client);
-    if replies == 0 {
-        findings.doubt("no reply reached the client");
-    }
+    let link = pod_addresses(&mut findings, story);
     findings.number("replies", replies);
     findings.number("packets_on_client_link", link);
-    findings.claim(format!(
+    let text = format!(
         "{replies} of {replies} replies had the frontend as source, no pod address in {link} packets on the client's link"
-    ));
+    );
+    findings.state(replies, "reply at the client", text);
     findings
 }
 
-/// What is wrong with the source of a packet that the client received.
-fn wrong_source(seen: &Seen<'_, '_>) -> Option<String> {
-    let frontend = seen.case.exchange.remote;
-    if let Some((source, _)) = seen.packet.frame.sockets() {
-        return (source != frontend).then(|| format!("reply from {source}, expected {frontend}"));
-    }
-    if seen.ip.src != *frontend.ip() {
-        return Some(format!("reply from {}, expected {}", seen.ip.src, frontend.ip()));
-    }
-    let (_, quoted) = seen.packet.frame.icmp()?.quote.as_ref()?.sockets()?;
-    (quoted != frontend).then(|| format!("ICMP error quotes a packet to {quoted}, expected {frontend}"))
-}
-
-/// Whether a node sends a pod's address out towards the client.
-fn leaks(context: &Context<'_>, seen: &Seen<'_, '_>) -> bool {
-    seen.ip.dst == context.plan.client.address && context.is_pod(seen.ip.src)
+/// What is wrong with the source of an ICMP error.
+fn wrong_error(story: &Story<'_>, packet: usize, frontend: Ipv4Addr) -> Option<String> {
+    let frame = story.headers(packet);
+    let source = frame.ipv4()?.src;
+    (source != frontend).then(|| format!("reply from {source}, expected {frontend}"))
 }
 
 /// Looks at every IPv4 packet on the client's link, whosever it is; returns how many.
-fn pod_addresses(findings: &mut Findings, context: &Context<'_>) -> u32 {
+fn pod_addresses(findings: &mut Findings, story: &Story<'_>) -> u64 {
     let mut count = 0;
-    for (index, packet) in context.evidence.capture.packets.iter().enumerate() {
-        let on_link = context.places[packet.point] == Some(Place::Client) && !context.overheard[index];
-        let Some(ip) = packet.frame.ipv4() else { continue };
-        if !on_link || canary::is_noise(&packet.data, &packet.frame) {
+    for (index, packet) in story.evidence.capture.packets().iter().enumerate() {
+        let skipped = matches!(story.roles[index], Role::Canary | Role::Overheard);
+        if story.places[packet.point] != Some(Place::Client) || skipped {
+            continue;
+        }
+        let frame = story.headers(index);
+        if frame.ipv4().is_none() {
             continue;
         }
         count += 1;
-        let quote = packet.frame.icmp().and_then(|i| i.quote.as_deref());
-        let quoted = quote.map(|q| [q.ipv4.src, q.ipv4.dst]).into_iter().flatten();
-        let is_pod = |address: &Ipv4Addr| context.is_pod(*address);
-        if let Some(address) = [ip.src, ip.dst].into_iter().chain(quoted).find(is_pod) {
+        if let Some(address) = named(&frame).into_iter().find(|address| story.is_pod(*address)) {
             findings.offence(index, format!("pod address {address} on the client's link"));
         }
     }
     count
+}
+
+/// Every address that a packet's headers name: its own, those in its options, those of a packet that it quotes.
+fn named(frame: &Frame) -> Vec<Ipv4Addr> {
+    let Some(ip) = frame.ipv4() else { return Vec::new() };
+    let mut named = vec![ip.src, ip.dst];
+    in_options(&mut named, &ip.options.raw);
+    if let Some(quote) = frame.icmp().and_then(|icmp| icmp.quote.as_deref()) {
+        named.extend([quote.ipv4.src, quote.ipv4.dst]);
+        in_options(&mut named, &quote.ipv4.options.raw);
+    }
+    named
+}
+
+/// Addresses may stand anywhere in an option: routes, time stamps and what nobody has heard of.
+fn in_options(named: &mut Vec<Ipv4Addr>, raw: &[u8]) {
+    named.extend(raw.windows(4).map(|w| Ipv4Addr::new(w[0], w[1], w[2], w[3])));
 }

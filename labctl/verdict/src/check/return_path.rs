@@ -1,46 +1,58 @@
 //! return-path: in dsr and local replies go from the backend's node straight to the client and no other node
-//! sees one; where the source is rewritten (snat; UDP in hybrid) each reply passes the ingress node.
+//! sees one; where the source is rewritten (snat; UDP in hybrid) each reply passes the ingress node. Every frame that
+//! leaves is addressed to the next place of that way.
 //!
 //! A backend on the ingress node answers from there in every mode.
 
-use labctl_wire::hop::Kind;
-use labctl_wire::{Direction, LogicalPacket, Side};
+use crate::proof::Findings;
+use crate::scene::case::{Case, Side};
+use crate::scene::place::Place;
+use crate::story::{Field, LogicalPacket, Story};
 
-use crate::case::{Backend, Case, Place};
-use crate::context::Context;
-use crate::findings::Findings;
-
-pub(super) fn check(context: &Context<'_>) -> Findings {
+pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut findings = Findings::default();
     let mut counts = Counts::default();
-    for (_, case) in context.answered() {
-        match case.backend {
-            Some(backend) => require_absence(&mut findings, context, case, backend),
-            None => findings.doubt(format!("the backend of {} is not known", case.name())),
+    for (_, case) in story.answered() {
+        if case.backend.is_none() {
+            findings.doubt(format!("the backend of {} is not known", case.name()));
         }
     }
-    for packet in context.packets.iter().filter(|p| is_reply(context, p)) {
-        let case = &context.cases[packet.tag.exchange];
-        let Some(backend) = case.backend else { continue };
+    for packet in story.packets.iter().filter(|p| p.side == Side::Reply) {
+        let case = &story.cases[packet.of];
+        if case.refusal || case.backend.is_none() {
+            continue;
+        }
         counts.replies += 1;
-        strangers(&mut findings, context, packet, case);
-        follow(&mut findings, context, packet, case, backend, &mut counts);
+        beside_its_way(&mut findings, story, packet, case);
+        follow(&mut findings, story, packet, case, &mut counts);
     }
-    if counts.replies == 0 {
-        findings.doubt("no reply was seen");
+    for difference in story.differences.iter().filter(|d| d.side == Side::Reply) {
+        let name = story.cases[difference.of].name();
+        let place = story.place_name(difference.place);
+        let (found, expected) = (&difference.found, &difference.expected);
+        let why = match difference.field {
+            Field::LinkDestination => {
+                format!("a reply of {name} is addressed to {found} at {place}, expected {expected}")
+            }
+            Field::Destination => {
+                format!("a reply of {name} goes to {found} at {place}, expected {expected}")
+            }
+            _ => continue,
+        };
+        findings.offence(difference.packet, why);
     }
     findings.number("replies", counts.replies);
     findings.number("direct", counts.direct);
     findings.number("through_ingress", counts.through_ingress);
-    findings.claim(counts.sentence(&context.plan.traffic.via));
+    findings.state(counts.replies, "reply", counts.sentence(&story.plan.traffic.via));
     findings
 }
 
 #[derive(Default)]
 struct Counts {
-    replies: u32,
-    direct: u32,
-    through_ingress: u32,
+    replies: u64,
+    direct: u64,
+    through_ingress: u64,
 }
 
 impl Counts {
@@ -58,67 +70,46 @@ impl Counts {
     }
 }
 
-/// Packets of the backend; ICMP errors of a node in between say nothing about the backend's way back.
-fn is_reply(context: &Context<'_>, packet: &LogicalPacket) -> bool {
-    packet.tag.side == Side::Reply && packet.kind != Kind::Icmp && !context.cases[packet.tag.exchange].refusal
-}
-
-/// Nodes that must see no reply are proof of that: the ingress node always, others where there is a capture.
-fn require_absence(findings: &mut Findings, context: &Context<'_>, case: &Case<'_>, backend: Backend<'_>) {
-    let allowed = case.nodes(Side::Reply).unwrap_or_default();
-    for node in (0..context.plan.nodes.len()).filter(|n| !allowed.contains(n)) {
-        let place = Place::Uplink(node);
-        if node == case.ingress || context.point(place).is_some() {
-            findings.require(context, place);
+/// A reply where none should pass.
+fn beside_its_way(findings: &mut Findings, story: &Story<'_>, packet: &LogicalPacket, case: &Case<'_>) {
+    let Some(stray) = packet.sightings.iter().find(|s| s.stage.is_none()) else { return };
+    let captured = story.captured(stray.packet);
+    let point = story.point_name(stray.packet);
+    let why = match story.places[captured.point] {
+        Some(Place::Uplink(node)) if Some(node) != case.backend.map(|b| b.node) => {
+            let role = if node == case.ingress { "the ingress node " } else { "" };
+            format!("a reply of {} crossed {role}{}", case.name(), story.plan.nodes[node].name)
         }
-    }
-    // Where replies are counted from.
-    findings.require(context, Place::Uplink(backend.node));
-}
-
-/// A reply on a node that is not on its way.
-fn strangers(findings: &mut Findings, context: &Context<'_>, packet: &LogicalPacket, case: &Case<'_>) {
-    let allowed = case.nodes(Side::Reply).unwrap_or_default();
-    let stranger = packet.sightings.iter().find_map(|s| match context.places[s.point]? {
-        Place::Uplink(node) | Place::Veth(node) if !allowed.contains(&node) => Some((s.packet, node)),
-        _ => None,
-    });
-    if let Some((seen, node)) = stranger {
-        let role = if node == case.ingress { "the ingress node " } else { "" };
-        let name = &context.plan.nodes[node].name;
-        findings.offence(seen, format!("a reply of {} crossed {role}{name}", case.name()));
-    }
+        _ => format!("a reply of {} passed {point} {}", case.name(), captured.direction),
+    };
+    findings.offence(stray.packet, why);
 }
 
 /// Every stage from the backend's uplink to the client, given that the reply was seen at either end.
 fn follow(
     findings: &mut Findings,
-    context: &Context<'_>,
+    story: &Story<'_>,
     packet: &LogicalPacket,
     case: &Case<'_>,
-    backend: Backend<'_>,
     counts: &mut Counts,
 ) {
-    let home = Place::Uplink(backend.node);
-    let mut way = case.way(Side::Reply);
-    way.retain(|w| !matches!(w.place, Place::Pod(_)));
-    let left = context.at(packet, home, Direction::Out);
-    let arrived = context.at(packet, Place::Client, Direction::In);
-    if left.or(arrived).is_none() {
+    let way = story.way(packet.of, Side::Reply);
+    let on_segment: Vec<_> = (0..way.len()).filter(|s| way[*s].spot.place.on_segment()).collect();
+    let ends = [on_segment.first(), on_segment.last()].into_iter().flatten();
+    let Some(mut last) = ends.copied().find_map(|stage| packet.at(stage)) else {
         // It never left the backend's node: conservation asks why.
         return;
-    }
-    let mut last = left.or(arrived);
+    };
     let mut complete = true;
-    for waypoint in &way {
-        match context.at(packet, waypoint.place, waypoint.direction) {
-            Some(seen) => last = Some(seen),
+    for stage in on_segment {
+        match packet.at(stage) {
+            Some(seen) => last = seen,
             None => {
                 complete = false;
-                let name = context.place_name(waypoint.place);
-                let direction = waypoint.direction;
-                let why = format!("a reply of {} was not seen {direction} at {name}", case.name());
-                findings.absent(context, waypoint.place, last, why);
+                let spot = way[stage].spot;
+                let name = story.place_name(spot.place);
+                let why = format!("a reply of {} was not seen {} at {name}", case.name(), spot.direction);
+                findings.absent(spot.place, Some(last), why);
             }
         }
     }

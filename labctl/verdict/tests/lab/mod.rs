@@ -18,7 +18,7 @@ use labctl_verdict::{Canaries, Evidence};
 use labctl_wire::canary::Canary;
 use labctl_wire::packet::Mac;
 use labctl_wire::{
-    CaptureFile, CapturePoint, Captured, Direction, Exchange, HostKind, Outcome, PointInfo, ServedBy, Timings,
+    CaptureFile, CapturePoint, Direction, Exchange, HostKind, Outcome, PointInfo, ServedBy, Timings,
 };
 
 pub(crate) const CLIENT: &str = "client:eth0";
@@ -150,8 +150,7 @@ type Spoil<'s> = Box<dyn FnMut(&mut Step) -> Vec<Step> + 's>;
 /// A run being written down.
 pub(crate) struct Paper<'s> {
     pub(crate) plan: Plan,
-    points: Vec<PointInfo>,
-    packets: Vec<Captured>,
+    capture: CaptureFile,
     exchanges: Vec<Exchange>,
     refusals: Vec<Exchange>,
     spoil: Spoil<'s>,
@@ -164,8 +163,7 @@ impl<'s> Paper<'s> {
     pub(crate) fn new(plan: Plan) -> Self {
         let mut paper = Self {
             plan,
-            points: Vec::new(),
-            packets: Vec::new(),
+            capture: CaptureFile::default(),
             exchanges: Vec::new(),
             refusals: Vec::new(),
             spoil: Box::new(|_| Vec::new()),
@@ -212,7 +210,8 @@ impl<'s> Paper<'s> {
     }
 
     pub(crate) fn finish(self, drops: BTreeMap<String, BTreeMap<String, u64>>) -> Evidence {
-        let capture = CaptureFile { points: self.points, packets: self.packets };
+        let mut capture = self.capture;
+        count(&mut capture);
         let canaries = Canaries { run: RUN.into(), rounds: 2 };
         let mut evidence = Evidence::new(self.plan, capture, self.exchanges, &canaries);
         (evidence.refusals, evidence.drops) = (self.refusals, drops);
@@ -222,10 +221,10 @@ impl<'s> Paper<'s> {
     fn add_points(&mut self) {
         let mut add = |host: &str, kind, interface: &str| {
             let point = CapturePoint { host: host.into(), kind, interface: interface.into() };
-            self.points.push(PointInfo {
+            self.capture.points.push(PointInfo {
                 point,
                 live: false,
-                received: Some(1),
+                received: None,
                 dropped: Some(0),
                 mac: None,
             });
@@ -251,10 +250,10 @@ impl<'s> Paper<'s> {
         let more = (self.spoil)(&mut step);
         for step in std::iter::once(step).chain(more).filter(|s| s.keep) {
             self.clock += 2_000;
-            let point = self.points.iter().position(|p| p.point.to_string() == step.point).unwrap();
+            let point = self.capture.points.iter().position(|p| p.point.to_string() == step.point).unwrap();
             let bytes = step.packet.bytes();
             let len = bytes.len() as u32;
-            self.packets.push(Captured::new(point, self.clock, step.direction, len, bytes));
+            self.capture.push(point, self.clock, step.direction, len, &bytes);
         }
     }
 
@@ -280,9 +279,9 @@ impl<'s> Paper<'s> {
                 (&from, Direction::In, &refused),
             ] {
                 self.clock += 1_000;
-                let index = self.points.iter().position(|p| p.point.to_string() == *point).unwrap();
+                let index = self.capture.points.iter().position(|p| p.point.to_string() == *point).unwrap();
                 let bytes = packet.bytes();
-                self.packets.push(Captured::new(index, self.clock, direction, bytes.len() as u32, bytes));
+                self.capture.push(index, self.clock, direction, bytes.len() as u32, &bytes);
             }
         }
     }
@@ -463,6 +462,14 @@ impl<'s> Paper<'s> {
         self.step(id, what, true, last, Direction::Out, packet.clone());
         self.step(id, what, true, CLIENT, Direction::In, packet);
         self.number += 1;
+    }
+}
+
+/// Lets every point say that it received what it has.
+pub(crate) fn count(capture: &mut CaptureFile) {
+    for point in 0..capture.points.len() {
+        let received = capture.packets().iter().filter(|p| p.point == point).count();
+        capture.points[point].received = Some(received as u64);
     }
 }
 

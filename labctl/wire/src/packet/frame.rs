@@ -77,9 +77,19 @@ pub struct Arp {
 impl Frame {
     /// Reads a frame of which `data` was captured and which had `original_len` bytes on the wire.
     pub fn parse(data: &[u8], original_len: u32) -> Self {
+        Self::read(data, original_len, true)
+    }
+
+    /// As [`Frame::parse`], and leaves the checksums of TCP, UDP and ICMP [`super::Checksum::Unknown`]: they cost a look at
+    /// every byte.
+    pub fn headers(data: &[u8], original_len: u32) -> Self {
+        Self::read(data, original_len, false)
+    }
+
+    fn read(data: &[u8], original_len: u32, sums: bool) -> Self {
         let original_len = original_len.max(data.len() as u32);
         let address = |at| bytes(data, at).map(Mac).unwrap_or_default();
-        let (header_len, vlan, network) = parse_network(data, original_len as usize);
+        let (header_len, vlan, network) = parse_network(data, original_len as usize, sums);
         Self { original_len, dst: address(0), src: address(6), header_len, vlan, network }
     }
 
@@ -136,7 +146,7 @@ impl Frame {
     }
 }
 
-fn parse_network(data: &[u8], original_len: usize) -> (usize, Option<u16>, Network) {
+fn parse_network(data: &[u8], original_len: usize, sums: bool) -> (usize, Option<u16>, Network) {
     let short = Network::Malformed("frame is shorter than an Ethernet header");
     let Some(mut ethertype) = be16(data, 12) else { return (14, None, short) };
     let (mut vlan, mut at) = (None, 14);
@@ -148,7 +158,9 @@ fn parse_network(data: &[u8], original_len: usize) -> (usize, Option<u16>, Netwo
         (ethertype, at) = (next, at + 4);
     }
     let network = match ethertype {
-        ETHERTYPE_IPV4 => Ipv4::parse(data, at, original_len).map_or_else(Network::Malformed, Network::Ipv4),
+        ETHERTYPE_IPV4 => {
+            Ipv4::parse(data, at, original_len, sums).map_or_else(Network::Malformed, Network::Ipv4)
+        }
         ETHERTYPE_ARP => parse_arp(data, at).map_or(Network::Other(ethertype), Network::Arp),
         other => Network::Other(other),
     };

@@ -44,7 +44,7 @@ impl Icmp {
         let bytes = place.captured();
         let (kind, code) = (*bytes.first()?, *bytes.get(1)?);
         let mut found = Self { kind, code, mtu: None, checksum: Checksum::Unknown, quote: None };
-        if !ip.is_fragment() {
+        if !ip.is_fragment() && place.sums {
             found.checksum = checksum::of_icmp(bytes, place.length);
         }
         if (kind, code) == (3, 4) {

@@ -88,7 +88,12 @@ impl Ipv4 {
     }
 
     /// Reads the packet at `at`. The error says what contradicts itself.
-    pub(super) fn parse(data: &[u8], at: usize, original_len: usize) -> Result<Self, &'static str> {
+    pub(super) fn parse(
+        data: &[u8],
+        at: usize,
+        original_len: usize,
+        sums: bool,
+    ) -> Result<Self, &'static str> {
         let fixed: [u8; MIN_HEADER] = bytes(data, at).ok_or("IPv4 header is cut off")?;
         if fixed[0] >> 4 != 4 {
             return Err("IP version is not 4");
@@ -108,7 +113,7 @@ impl Ipv4 {
         let mut packet = Self::from_header(&fixed, header);
         // Ethernet padding behind the packet is not part of it.
         let end = data.len().min(at + length);
-        let place = Place { data, at: at + header_len, end, length: length - header_len };
+        let place = Place { data, at: at + header_len, end, length: length - header_len, sums };
         packet.transport = packet.parse_transport(&place);
         Ok(packet)
     }

@@ -127,6 +127,8 @@ pub(super) struct Place<'a> {
     pub(super) end: usize,
     /// Bytes from the transport header to the end of the packet on the wire.
     pub(super) length: usize,
+    /// Whether checksums are computed.
+    pub(super) sums: bool,
 }
 
 impl Place<'_> {
@@ -136,7 +138,7 @@ impl Place<'_> {
 
     /// The same place with less to it: what lies behind is not part of the segment.
     fn shortened(&self, length: usize) -> Self {
-        Self { data: self.data, at: self.at, end: self.end.min(self.at + length), length }
+        Self { end: self.end.min(self.at + length), length, ..*self }
     }
 
     /// The captured part of what follows `header_len` bytes of header.
@@ -145,7 +147,7 @@ impl Place<'_> {
     }
 
     fn checksum(&self, ip: &Ipv4, protocol: u8, field_at: usize) -> Option<Checksum> {
-        if ip.is_fragment() {
+        if ip.is_fragment() || !self.sums {
             return Some(Checksum::Unknown);
         }
         let captured = self.captured();

@@ -1,8 +1,10 @@
-//! The report of a run, and its forms: JSON, JUnit XML, text for terminals, GitHub's workflow commands.
+//! The views of a judgement: the report of a run in its forms (JSON, JUnit XML, text for terminals, GitHub's workflow
+//! commands) and the comments of its packets.
 //!
 //! Owns: the forms. Does not own: where they are written. All of them are made from the same [`Report`], so none
 //! can say anything else than the others.
 
+pub(crate) mod comments;
 pub mod github;
 pub mod json;
 pub mod junit;
@@ -11,7 +13,7 @@ pub mod text;
 use labctl_model::{Mode, Plan, ProviderKind};
 use serde::Serialize;
 
-use crate::judge::{CheckResult, Judgement, Status, Verdict};
+use crate::result::{CheckResult, Judgement, Offence, SHOWN, Status, Verdict};
 
 /// Name and version of the JSON form.
 pub const SCHEMA: &str = "labctl.verify/v1";
@@ -85,17 +87,10 @@ pub struct SetupFailure {
 
 /// The lines behind a result: why, and the packet that shows it.
 fn details(check: &CheckResult) -> Vec<String> {
-    let first = check.evidence.get("first").and_then(|v| v.as_array());
-    let line = |offence: &serde_json::Value| {
-        let word = |key| offence.get(key).and_then(|v| v.as_str());
-        match (word("why"), word("text")) {
-            (Some(why), Some(text)) => Some(format!("{why}: {text}")),
-            (Some(why), None) => Some(why.to_owned()),
-            _ => None,
-        }
+    let line = |offence: &Offence| match &offence.shown {
+        Some(shown) => format!("{}: {}", offence.why, shown.text),
+        None => offence.why.clone(),
     };
-    let mut lines: Vec<_> = first.into_iter().flatten().filter_map(line).collect();
-    let doubts = check.evidence.get("doubts").and_then(|v| v.as_array());
-    lines.extend(doubts.into_iter().flatten().filter_map(|d| d.as_str()).map(str::to_owned));
-    lines
+    let offences = check.offences.iter().take(SHOWN).map(line);
+    offences.chain(check.doubts.iter().cloned()).collect()
 }

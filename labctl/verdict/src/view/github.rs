@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{Report, SetupFailure, details};
-use crate::judge::Status;
+use crate::result::Status;
 
 /// Workflow commands: `::error` for each check that failed, `::warning` for each inconclusive one, `::notice` for
 /// the verdict.

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use super::{Report, SetupFailure, details};
-use crate::judge::{CheckResult, Status};
+use crate::result::{CheckResult, Status};
 
 /// The report as a JUnit XML document.
 pub fn render(report: &Report) -> String {

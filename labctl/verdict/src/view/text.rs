@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{Report, details};
-use crate::judge::{CheckResult, Status, Verdict};
+use crate::result::{CheckResult, Status, Verdict};
 
 /// Offending packets below a check; the JSON form has more.
 const SHOWN: usize = 3;

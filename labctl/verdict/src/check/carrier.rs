@@ -1,0 +1,147 @@
+//! carrier: between the ingress node and another backend node each TCP SYN and each UDP request carries the frontend in
+//! the IPv4 option, nothing else does; its value is the frontend, in the byte order of the lab; the pod gets it only if
+//! the lab does not strip it. Where the source is rewritten, and for a backend on the ingress node, there is no
+//! option anywhere. A load balancer that is not ours may have another way to say it, or none; an option that it writes
+//! must name the frontend, in either byte order.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddrV4;
+
+use datapath_types::option::WireOrder;
+use labctl_wire::packet::{DsrOption, Options};
+
+use crate::proof::Findings;
+use crate::scene::case::Side;
+use crate::story::{Field, Story};
+
+pub(super) fn check(story: &Story<'_>) -> Findings {
+    let mut findings = Findings::default();
+    let mut counts = Counts::default();
+    for seen in story.seen().filter(|s| !s.is_error && !s.case.refusal) {
+        let frame = story.headers(seen.index);
+        let Some(ip) = frame.ipv4() else { continue };
+        if ip.options.dsr_count == 0 {
+            counts.plain += 1;
+            continue;
+        }
+        counts.tagged += 1;
+        if seen.side == Side::Request
+            && let Some(why) = wrong_value(story, &mut counts, &ip.options, seen.case.exchange.remote)
+        {
+            findings.offence(seen.index, format!("{}: {why}", seen.case.name()));
+        }
+    }
+    misplaced(&mut findings, story);
+    let due = story.answered().filter(|(_, c)| c.is_carried()).count();
+    for (_, case) in story.answered().filter(|(_, c)| c.backend.is_none()) {
+        findings.doubt(format!("the backend of {} is not known", case.name()));
+    }
+    if due > 0 && counts.tagged == 0 && story.habits.must_carry_option {
+        findings.doubt("no request was seen between ingress node and backend node");
+    }
+    findings.number("with_option", counts.tagged);
+    findings.number("without_option", counts.plain);
+    let text = counts.sentence(story, due > 0);
+    findings.state(counts.tagged + counts.plain, "packet", text);
+    findings
+}
+
+#[derive(Default)]
+struct Counts {
+    tagged: u64,
+    plain: u64,
+    orders: BTreeSet<&'static str>,
+}
+
+impl Counts {
+    fn sentence(&self, story: &Story<'_>, due: bool) -> String {
+        let Self { tagged, plain, orders } = self;
+        let frontends: BTreeSet<_> = story.answered().map(|(_, c)| c.exchange.remote).collect();
+        let named = match (frontends.first(), frontends.len()) {
+            (Some(only), 1) => only.to_string(),
+            _ => "the frontend that was asked".to_owned(),
+        };
+        let order = match (story.plan.datapath.external, orders.first()) {
+            (true, Some(order)) => format!(" in {order} byte order"),
+            _ => String::new(),
+        };
+        match (due, *tagged) {
+            (true, 1..) => {
+                format!(
+                    "{tagged} packets that need the option carry {named}{order}, none of {plain} others has one"
+                )
+            }
+            (true, 0) => {
+                format!("none of {plain} packets carries the option: this load balancer has another way")
+            }
+            (false, _) => {
+                format!("none of {plain} packets carries the option, which this traffic does not need")
+            }
+        }
+    }
+}
+
+/// An option that is missing, or is where none must be.
+fn misplaced(findings: &mut Findings, story: &Story<'_>) {
+    for difference in story.differences.iter().filter(|d| d.field == Field::Carrier) {
+        let case = &story.cases[difference.of];
+        let (name, place) = (case.name(), story.place_name(difference.place));
+        let inside = !difference.place.on_segment() && difference.side == Side::Request;
+        let why = if difference.found == "none" {
+            format!("{name}: the option is missing at {place}")
+        } else if inside && case.is_carried() {
+            format!("{name}: the option was not stripped before {place}")
+        } else {
+            format!("{name}: a packet that must have no option has one at {place}")
+        };
+        findings.offence(difference.packet, why);
+    }
+}
+
+fn wrong_value(
+    story: &Story<'_>,
+    counts: &mut Counts,
+    options: &Options,
+    frontend: SocketAddrV4,
+) -> Option<String> {
+    if options.malformed {
+        return Some("the options are malformed".to_owned());
+    }
+    let Some(dsr) = &options.dsr else {
+        return Some("the option is missing".to_owned());
+    };
+    if options.dsr_count > 1 {
+        return Some(format!("{} options in one packet", options.dsr_count));
+    }
+    let own = story.wire_order();
+    let either = story.plan.datapath.external;
+    let fits = [own, other(own)].into_iter().take(if either { 2 } else { 1 });
+    match fits.into_iter().find(|order| dsr.read(*order) == frontend) {
+        Some(order) => {
+            counts.orders.insert(name(order));
+            None
+        }
+        None => Some(mismatch(dsr, own, frontend)),
+    }
+}
+
+const fn other(order: WireOrder) -> WireOrder {
+    match order {
+        WireOrder::Network => WireOrder::Cilium,
+        WireOrder::Cilium => WireOrder::Network,
+    }
+}
+
+const fn name(order: WireOrder) -> &'static str {
+    match order {
+        WireOrder::Network => "network",
+        WireOrder::Cilium => "Cilium's little-endian",
+    }
+}
+
+fn mismatch(dsr: &DsrOption, order: WireOrder, frontend: SocketAddrV4) -> String {
+    if dsr.read(other(order)) == frontend {
+        return format!("the option is in {} byte order, not in the lab's", name(other(order)));
+    }
+    format!("the option says {}, expected {frontend}", dsr.read(order))
+}
