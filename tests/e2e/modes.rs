@@ -35,7 +35,7 @@ fn dsr_passes() {
     verdict.assert_passes(&[]);
     assert_eq!(number(&verdict, "client-ip", "client_address_kept"), 16);
     assert_eq!(number(&verdict, "return-path", "through_ingress"), 0);
-    assert!(number(&verdict, "dsr-option", "with_option") > 0);
+    assert!(number(&verdict, "carrier", "with_option") > 0);
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn snat_passes() {
     verdict.assert_passes(&[]);
     assert_eq!(number(&verdict, "client-ip", "source_rewritten"), 16);
     assert_eq!(number(&verdict, "return-path", "direct"), 0);
-    assert_eq!(number(&verdict, "dsr-option", "with_option"), 0);
+    assert_eq!(number(&verdict, "carrier", "with_option"), 0);
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn local_passes_and_other_nodes_are_silent() {
     let verdict = verified("local", &[]);
     verdict.assert_passes(&[]);
     assert_eq!(number(&verdict, "client-ip", "client_address_kept"), 16);
-    assert_eq!(number(&verdict, "dsr-option", "with_option"), 0);
+    assert_eq!(number(&verdict, "carrier", "with_option"), 0);
 }
 
 #[test]

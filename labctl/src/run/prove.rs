@@ -134,7 +134,7 @@ impl Prove<'_> {
 
     fn evidence(&self, gathered: Gathered) -> Evidence {
         let Gathered { capture, exchanges, refusals, drops, canaries } = gathered;
-        let evidence = Evidence::new(self.plan.clone(), capture, exchanges, &canaries);
+        let evidence = Evidence::new(self.plan.clone(), capture, exchanges, canaries);
         Evidence { refusals, drops, uplinks: self.uplinks(), ..evidence }
     }
 

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use labctl_model::Plan;
 use labctl_wire::{CaptureFile, Exchange, canary};
+use serde::{Deserialize, Serialize};
 
 /// Which canaries were sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Canaries {
     /// Name of the run in their payload; no white space.
     pub run: String,
@@ -17,11 +18,13 @@ pub struct Canaries {
 }
 
 /// Everything that the judge may know of a run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Evidence {
     /// The lab.
     pub plan: Plan,
-    /// Packets of all points, their liveness already proven by [`Evidence::new`].
+    /// Packets of all points, their liveness already proven by [`Evidence::new`]. They lie beside the rest of the
+    /// evidence, in a file of their own.
+    #[serde(skip)]
     pub capture: CaptureFile,
     /// Requests that should be answered.
     pub exchanges: Vec<Exchange>,
@@ -32,24 +35,30 @@ pub struct Evidence {
     pub drops: BTreeMap<String, BTreeMap<String, u64>>,
     /// Uplink of each host that does not call it `eth0`.
     pub uplinks: BTreeMap<String, String>,
-    /// Rounds of canaries sent, for the words of the report.
-    pub canary_rounds: u32,
+    /// Which canaries were sent.
+    pub canaries: Canaries,
 }
 
 impl Evidence {
     /// Evidence of a run without refusals and drop counters; set these fields when there are some. Marks each
     /// capture point live that saw every round of canaries.
-    pub fn new(plan: Plan, mut capture: CaptureFile, exchanges: Vec<Exchange>, canaries: &Canaries) -> Self {
-        canary::prove_live(&mut capture, &canaries.run, canaries.rounds);
-        Self {
+    pub fn new(plan: Plan, capture: CaptureFile, exchanges: Vec<Exchange>, canaries: Canaries) -> Self {
+        let mut evidence = Self {
             plan,
             capture,
             exchanges,
             refusals: Vec::new(),
             drops: BTreeMap::new(),
             uplinks: BTreeMap::new(),
-            canary_rounds: canaries.rounds,
-        }
+            canaries,
+        };
+        evidence.prove_live();
+        evidence
+    }
+
+    /// Marks each capture point live that saw every round of canaries, and no other.
+    pub fn prove_live(&mut self) {
+        canary::prove_live(&mut self.capture, &self.canaries.run, self.canaries.rounds);
     }
 
     /// The uplink's name on a host.

@@ -16,6 +16,7 @@
 extern crate self as labctl_verdict;
 
 mod check;
+pub mod damage;
 mod evidence;
 mod judge;
 #[cfg(test)]

@@ -175,7 +175,7 @@ fn doubt_about(story: &Story<'_>, point: usize) -> Option<String> {
     match (info.live, info.dropped, info.received) {
         (false, ..) => Some(format!(
             "the capture on {name} was not proven live: it did not see each of {} rounds of canaries",
-            story.evidence.canary_rounds
+            story.evidence.canaries.rounds
         )),
         (true, None, _) | (true, _, None) => {
             Some(format!("the capture on {name} ended without its counters"))

@@ -135,7 +135,7 @@ fn everything_that_can_be_said_is_taken() {
     assert_eq!(plan.faults[1].on, FaultScope::Nodes(vec!["a".to_owned(), "c".to_owned()]));
     assert!(plan.faults[1].on.covers("c") && !plan.faults[1].on.covers("b"));
     assert_eq!((plan.faults[2].fault.name(), &plan.faults[2].on), ("forward-drop", &FaultScope::All));
-    assert_eq!(plan.expect.get("dsr-option"), Some(&ExpectedStatus::Fail));
+    assert_eq!(plan.expect.get("carrier"), Some(&ExpectedStatus::Fail));
 }
 
 #[test]

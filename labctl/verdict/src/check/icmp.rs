@@ -2,6 +2,7 @@
 //! packet that this socket knows, and comes from an address that it may believe. The same in every mode: the client
 //! knows the frontend and nothing behind it, the backend its own socket and its peer.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use labctl_wire::packet::{Icmp, Ipv4};
@@ -9,7 +10,7 @@ use labctl_wire::{Direction, Outcome};
 
 use crate::proof::Findings;
 use crate::scene::case::Side;
-use crate::scene::place::Place;
+use crate::scene::place::{Place, Spot};
 use crate::story::{Seen, Story};
 
 /// Destination unreachable; fragmentation needed (RFC 792, RFC 1191).
@@ -19,35 +20,18 @@ const FRAGMENTATION_NEEDED: u8 = 4;
 pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut findings = Findings::default();
     let mut errors = 0;
-    // ICMP errors that left a host, until they are seen at the end of their way.
-    let mut under_way: Vec<(usize, usize, Side)> = Vec::new();
+    let mut ways: BTreeMap<Likeness, Vec<usize>> = BTreeMap::new();
     for seen in story.seen().filter(|s| s.is_error) {
         let frame = story.headers(seen.index);
         let (Some(ip), Some(icmp)) = (frame.ipv4(), frame.icmp()) else { continue };
+        ways.entry(Likeness::of(&seen, icmp)).or_default().push(seen.index);
         if arrives(&seen) {
             errors += 1;
-            under_way.retain(|(of, id, side)| {
-                (*of, *id, *side) != (seen.of, usize::from(quoted_id(icmp)), seen.side)
-            });
             judge(&mut findings, story, &seen, ip, icmp);
-        } else if seen.direction == Direction::Out {
-            let entry = (seen.of, usize::from(quoted_id(icmp)), seen.side);
-            if !under_way.contains(&entry) {
-                under_way.push(entry);
-            }
         }
     }
-    for (of, _, side) in under_way {
-        let case = &story.cases[of];
-        let (place, owner) = match (side, case.backend) {
-            (Side::Reply, _) => (Place::Client, "the client"),
-            (Side::Request, Some(backend)) if backend.pod.host_network => {
-                (Place::Uplink(backend.node), "the backend")
-            }
-            (Side::Request, Some(backend)) => (Place::Pod(backend.index), "the backend"),
-            (Side::Request, None) => continue,
-        };
-        findings.absent(place, None, format!("{}: an ICMP error never reached {owner}", case.name()));
+    for (likeness, packets) in ways {
+        follow(&mut findings, story, &likeness, &packets);
     }
     findings.number("errors", errors);
     let text = match errors {
@@ -61,9 +45,70 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     findings
 }
 
-/// What tells one error from another: the quoted packet.
-fn quoted_id(icmp: &Icmp) -> u16 {
-    icmp.quote.as_ref().map_or(0, |quote| quote.ipv4.id)
+/// Errors that cannot be told apart: about the same exchange, of one kind, quoting one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Likeness {
+    of: usize,
+    side: Side,
+    kind: (u8, u8),
+    quoted: (u16, u16),
+}
+
+impl Likeness {
+    fn of(seen: &Seen<'_, '_>, icmp: &Icmp) -> Self {
+        let quoted = icmp.quote.as_ref().map_or((0, 0), |q| (q.ipv4.id, q.ipv4.fragment_offset));
+        Self { of: seen.of, side: seen.side, kind: (icmp.kind, icmp.code), quoted }
+    }
+}
+
+/// Errors enter where a host sends them, and from there pass every place up to the owner of the socket.
+fn follow(findings: &mut Findings, story: &Story<'_>, likeness: &Likeness, packets: &[usize]) {
+    let case = &story.cases[likeness.of];
+    let name = case.name();
+    let way = story.way(likeness.of, likeness.side);
+    let count = |spot: Spot| {
+        let here = |i: &&usize| {
+            let captured = story.captured(**i);
+            (story.places[captured.point], captured.direction) == (Some(spot.place), spot.direction)
+        };
+        packets.iter().filter(here).count()
+    };
+    // The node that was asked may object to a request, wherever the backend is.
+    let asked = Spot { place: Place::Uplink(case.ingress), direction: Direction::Out };
+    let by_asked = likeness.side == Side::Reply && !way.iter().any(|w| w.spot == asked);
+    let mut under_way = 0;
+    let mut explained = if by_asked { count(asked) } else { 0 };
+    for (stage, point) in way.iter().enumerate() {
+        let here = count(point.spot);
+        explained += here;
+        let place = story.place_name(point.spot.place);
+        let is_end = stage + 1 == way.len();
+        let expected = under_way + if is_end && by_asked { count(asked) } else { 0 };
+        if here < expected && story.must_be_seen_at(point.spot.place) {
+            let why = format!("{name}: an ICMP error never came to {place} on its way to the socket's owner");
+            findings.absent(point.spot.place, packets.first().copied(), why);
+        }
+        if here > expected && point.spot.direction == Direction::In && story.must_be_seen_at(point.spot.place)
+        {
+            let before = way[stage.saturating_sub(1)].spot.place;
+            let why = format!("{name}: an ICMP error came to {place}, and nobody sent it");
+            findings.absent(before, packets.last().copied(), why);
+        }
+        under_way = if story.must_be_seen_at(point.spot.place) { here } else { under_way.max(here) };
+    }
+    if explained < packets.len() {
+        let stray = packets.iter().find(|i| {
+            let captured = story.captured(**i);
+            let spot = |place| Spot { place, direction: captured.direction };
+            let here = story.places[captured.point].map(spot);
+            !way.iter().any(|w| Some(w.spot) == here) && !(by_asked && Some(asked) == here)
+        });
+        if let Some(stray) = stray {
+            let point = story.point_name(*stray);
+            findings
+                .offence(*stray, format!("{name}: an ICMP error passed {point}, which is not on its way"));
+        }
+    }
 }
 
 fn arrives(seen: &Seen<'_, '_>) -> bool {

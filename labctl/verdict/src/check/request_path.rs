@@ -67,18 +67,17 @@ fn follow(findings: &mut Findings, story: &Story<'_>, packet: &LogicalPacket, ca
     let mut last: Option<usize> = None;
     for (stage, point) in way.iter().enumerate().take(due + 1).skip(from) {
         let place = point.spot.place;
-        let name = || story.place_name(place);
-        let Some(seen) = packet.at(stage) else {
-            if !matches!(place, Place::Veth(_)) {
-                let why = format!("{} was not seen {} at {}", case.name(), point.spot.direction, name());
-                return findings.absent(place, last, why);
-            }
-            continue;
-        };
-        if last.is_some_and(|l| story.captured(l).ts_ns > story.captured(seen).ts_ns) {
-            return findings.offence(seen, format!("{} was at {} before its last hop", case.name(), name()));
+        if let Some(seen) = packet.at(stage) {
+            last = Some(seen);
+        } else if story.must_be_seen_at(place) {
+            let (name, direction) = (story.place_name(place), point.spot.direction);
+            let why = format!("{} was not seen {direction} at {name}", case.name());
+            return findings.absent(place, last, why);
         }
-        last = Some(seen);
+    }
+    if let Some(early) = story.out_of_order(packet) {
+        let point = story.point_name(early);
+        findings.offence(early, format!("{} was at {point} before its last hop", case.name()));
     }
 }
 

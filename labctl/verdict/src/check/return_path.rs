@@ -85,7 +85,7 @@ fn beside_its_way(findings: &mut Findings, story: &Story<'_>, packet: &LogicalPa
     findings.offence(stray.packet, why);
 }
 
-/// Every stage from the backend's uplink to the client, given that the reply was seen at either end.
+/// Every stage of its way, given that the reply was seen at the backend's uplink or at the client.
 fn follow(
     findings: &mut Findings,
     story: &Story<'_>,
@@ -94,24 +94,27 @@ fn follow(
     counts: &mut Counts,
 ) {
     let way = story.way(packet.of, Side::Reply);
-    let on_segment: Vec<_> = (0..way.len()).filter(|s| way[*s].spot.place.on_segment()).collect();
-    let ends = [on_segment.first(), on_segment.last()].into_iter().flatten();
-    let Some(mut last) = ends.copied().find_map(|stage| packet.at(stage)) else {
+    let on_segment = (0..way.len()).filter(|s| way[*s].spot.place.on_segment());
+    let ends = [on_segment.clone().next(), on_segment.last()].into_iter().flatten();
+    let Some(mut last) = ends.into_iter().find_map(|stage| packet.at(stage)) else {
         // It never left the backend's node: conservation asks why.
         return;
     };
     let mut complete = true;
-    for stage in on_segment {
-        match packet.at(stage) {
-            Some(seen) => last = seen,
-            None => {
-                complete = false;
-                let spot = way[stage].spot;
-                let name = story.place_name(spot.place);
-                let why = format!("a reply of {} was not seen {} at {name}", case.name(), spot.direction);
-                findings.absent(spot.place, Some(last), why);
-            }
+    for (stage, point) in way.iter().enumerate() {
+        let place = point.spot.place;
+        if let Some(seen) = packet.at(stage) {
+            last = seen;
+        } else if stage > 0 && story.must_be_seen_at(place) {
+            complete = false;
+            let (name, direction) = (story.place_name(place), point.spot.direction);
+            let why = format!("a reply of {} was not seen {direction} at {name}", case.name());
+            findings.absent(place, Some(last), why);
         }
+    }
+    if let Some(early) = story.out_of_order(packet) {
+        let point = story.point_name(early);
+        findings.offence(early, format!("a reply of {} was at {point} before its last hop", case.name()));
     }
     if complete {
         *if case.source_rewritten() { &mut counts.through_ingress } else { &mut counts.direct } += 1;

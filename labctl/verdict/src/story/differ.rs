@@ -9,7 +9,7 @@ use std::net::SocketAddrV4;
 use std::ops::Range;
 
 use labctl_wire::Frame;
-use labctl_wire::packet::{Ipv4, Mac, Transport};
+use labctl_wire::packet::{Ipv4, Mac, Tcp, TcpFlags, Transport};
 
 use super::follow::LogicalPacket;
 use super::{Role, Story};
@@ -100,10 +100,10 @@ impl<'s> Walk<'_, 's, '_> {
                 Some((origin, ttl)) => self.ttl(&origin, ttl, &point, &here, ip),
                 None => first = Some((point, ip.ttl)),
             }
-            if let Some(before) = &before
-                && !sighting.is_part
-            {
-                self.rest(&point, before, &here);
+            match &before {
+                Some(before) if sighting.is_part => self.part(&point, before, &here),
+                Some(before) => self.rest(&point, before, &here),
+                None => {}
             }
             if !sighting.is_part {
                 before = Some(here);
@@ -224,6 +224,15 @@ impl<'s> Walk<'_, 's, '_> {
         }
     }
 
+    /// Of a piece, what it shares with the whole.
+    fn part(&mut self, point: &Waypoint, before: &Here<'_>, here: &Here<'_>) {
+        let mut found = Vec::new();
+        shared(&mut found, before, here);
+        for (name, expected, value) in found {
+            self.note(here, point.spot.place, Field::Rest(name), expected, value);
+        }
+    }
+
     /// Everything else is as it was at the last sighting.
     fn rest(&mut self, point: &Waypoint, before: &Here<'_>, here: &Here<'_>) {
         let (Some(old), Some(new)) = (before.frame.ipv4(), here.frame.ipv4()) else { return };
@@ -238,6 +247,58 @@ impl<'s> Walk<'_, 's, '_> {
 }
 
 type Altered = (&'static str, String, String);
+
+/// A packet of which `here` is a piece, or the other way round: what every piece has of the whole, and the bytes that both
+/// have. Pieces are merged only if acknowledgement number and window are the same (`tcp_gro_receive`), and cutting
+/// keeps both.
+fn shared(found: &mut Vec<Altered>, before: &Here<'_>, here: &Here<'_>) -> Option<()> {
+    let (old, new) = (before.frame.ipv4()?, here.frame.ipv4()?);
+    let mut differ = |name, a: u32, b: u32| {
+        if a != b {
+            found.push((name, format!("{a:#x}"), format!("{b:#x}")));
+        }
+    };
+    differ("ToS", old.tos.into(), new.tos.into());
+    differ("IP flags", old.dont_fragment.into(), new.dont_fragment.into());
+    differ("protocol", old.protocol.into(), new.protocol.into());
+    let (a, b, ahead) = match (&old.transport, &new.transport) {
+        (Transport::Tcp(a), Transport::Tcp(b)) => {
+            differ("TCP acknowledgement number", a.ack, b.ack);
+            differ("TCP window", a.window.into(), b.window.into());
+            // The last piece alone has what ends a segment.
+            let lasting = |flags: u8| u32::from(flags & !(TcpFlags::FIN | TcpFlags::PSH));
+            differ("TCP flags", lasting(a.flags.0), lasting(b.flags.0));
+            differ("TCP header length", header_of(before, old, a), header_of(here, new, b));
+            let payload = |here: &Here<'_>| here.frame.payload();
+            (
+                before.data.get(payload(before))?,
+                here.data.get(payload(here))?,
+                i64::from(b.seq.wrapping_sub(a.seq) as i32),
+            )
+        }
+        (Transport::Tcp(_), _) | (_, Transport::Tcp(_)) => return None,
+        _ => {
+            let ahead = i64::from(new.fragment_offset) - i64::from(old.fragment_offset);
+            // The first fragment's UDP checksum is another's matter.
+            let (mut a, mut b) = (inside(before, old), inside(here, new));
+            let mut ahead = ahead;
+            if old.fragment_offset == 0 {
+                (a, ahead) = (a.get(8..)?, ahead - 8);
+            }
+            if new.fragment_offset == 0 {
+                (b, ahead) = (b.get(8..)?, ahead + 8);
+            }
+            (a, b, ahead)
+        }
+    };
+    let (from, to) = (ahead.max(0), (ahead + b.len() as i64).min(a.len() as i64));
+    if from < to {
+        let a = a.get(from as usize..to as usize)?;
+        let b = b.get((from - ahead) as usize..(to - ahead) as usize)?;
+        same(found, "payload", a, b, 0..usize::MAX);
+    }
+    Some(())
+}
 
 fn header(
     found: &mut Vec<Altered>,
@@ -291,6 +352,11 @@ fn other_options(raw: &[u8]) -> Vec<u8> {
         rest = &rest[len..];
     }
     other
+}
+
+/// Bytes of a TCP header.
+fn header_of(here: &Here<'_>, ip: &Ipv4, tcp: &Tcp) -> u32 {
+    tcp.payload.start.saturating_sub(here.frame.header_len + ip.header_len) as u32
 }
 
 /// The transport header without ports and checksum, and the payload.

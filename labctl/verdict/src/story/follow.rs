@@ -321,6 +321,12 @@ impl Following {
             if other || packet.origin() == Some(stage) || packet.complete_at(stage) {
                 continue;
             }
+            let same = (packet.key.at, packet.key.len) == (piece.key.at, piece.key.len);
+            if !counted && same && packet.lacks(Some(stage)) {
+                // Neither cut nor merged: the same packet, altered.
+                packet.sightings.push(Sighting { packet: piece.packet, stage: Some(stage), is_part: false });
+                return true;
+            }
             let (own, rest) = split(&left, &packet.bytes);
             if own.is_empty() {
                 continue;
@@ -346,22 +352,20 @@ impl Following {
         }
     }
 
-    /// A packet that appears in the middle of the way, where one that is much like it was lost just before, is that one,
-    /// altered: the difference says more than a loss and a stranger.
+    /// A packet that appears in the middle of the way, where one that is much like it was not seen, is that one, altered:
+    /// the difference says more than a loss and a stranger.
     fn join_altered(&mut self) {
-        let appeared = |p: &LogicalPacket| !p.repeats && p.origin().is_some_and(|origin| origin > 0);
         let mut index = 0;
         while index < self.packets.len() {
-            let origin = self.packets[index].origin();
-            let (true, Some(origin)) = (appeared(&self.packets[index]), origin) else {
-                index += 1;
-                continue;
-            };
+            let altered = &self.packets[index];
+            let appeared = !altered.repeats && altered.origin().is_some_and(|origin| origin > 0);
             let like = |p: &LogicalPacket| {
-                let lost = p.sightings.iter().filter_map(|s| s.stage).max().is_some_and(|last| last < origin);
-                lost && p.side == self.packets[index].side && alike(&p.key, &self.packets[index].key)
+                let fills = altered.sightings.iter().all(|s| s.stage.is_some() && p.lacks(s.stage));
+                let earlier = p.origin() < altered.origin();
+                fills && earlier && p.side == altered.side && alike(&p.key, &altered.key)
             };
-            match self.packets.iter().position(like) {
+            let before = if appeared { self.packets.iter().position(like) } else { None };
+            match before {
                 Some(before) => {
                     let altered = self.packets.remove(index);
                     let before = before - usize::from(before > index);

@@ -169,6 +169,32 @@ impl<'a> Story<'a> {
         })
     }
 
+    /// Whether a packet must be seen at a place of its way: other load balancers may have other ways to a pod than by the
+    /// node's side of its link.
+    pub(crate) fn must_be_seen_at(&self, place: Place) -> bool {
+        !matches!(place, Place::Veth(_)) || (self.habits.owns_pod_links && self.is_captured(place))
+    }
+
+    /// The first sighting of a packet, in the order of its way, that is earlier than the one before.
+    pub(crate) fn out_of_order(&self, packet: &LogicalPacket) -> Option<usize> {
+        let on_way = packet.sightings.iter().filter(|s| s.stage.is_some());
+        let mut latest: Option<(usize, u64)> = None;
+        for sighting in on_way {
+            let at = self.captured(sighting.packet).ts_ns;
+            match latest {
+                // Pieces of one packet come one after the other at the same stage.
+                Some((stage, before)) if Some(stage) != sighting.stage && at < before => {
+                    return Some(sighting.packet);
+                }
+                _ => {}
+            }
+            if latest.is_none_or(|(stage, _)| Some(stage) != sighting.stage) {
+                latest = Some((sighting.stage.unwrap_or(0), at));
+            }
+        }
+        None
+    }
+
     /// Whether somebody captured at a place.
     pub(crate) fn is_captured(&self, place: Place) -> bool {
         self.places.contains(&Some(place))

@@ -213,7 +213,7 @@ impl<'s> Paper<'s> {
         let mut capture = self.capture;
         count(&mut capture);
         let canaries = Canaries { run: RUN.into(), rounds: 2 };
-        let mut evidence = Evidence::new(self.plan, capture, self.exchanges, &canaries);
+        let mut evidence = Evidence::new(self.plan, capture, self.exchanges, canaries);
         (evidence.refusals, evidence.drops) = (self.refusals, drops);
         evidence
     }
