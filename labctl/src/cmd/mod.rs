@@ -12,6 +12,7 @@ pub(crate) mod list;
 pub(crate) mod man;
 pub(crate) mod node;
 pub(crate) mod schema;
+mod self_test;
 pub(crate) mod status;
 pub(crate) mod up;
 pub(crate) mod validate;

@@ -2,24 +2,26 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ValueEnum;
 use labctl_model::Plan;
 use labctl_provider::{Lab, Labs};
-use labctl_verdict::{Report, SetupFailure, Verdict, view};
+use labctl_verdict::{Evidence, Report, SetupFailure, Verdict, judge, view};
 
+use super::self_test;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, did_you_mean};
 use crate::pick::find_up;
-use crate::run::{Interrupt, Prove, Proven, lock_failure};
+use crate::run::{Interrupt, Prove, Proven, Record, lock_failure};
 use crate::ui::Ui;
 
 /// Send real requests, capture on every host, judge the path of every packet.
 ///
 /// Exits with 0 if every check passed, 1 if one failed, 6 if the evidence does not suffice. The evidence
-/// (flow.pcapng, results.json, junit.xml) stays in .labctl/LAB/run-NNNN/ under the current directory.
+/// (flow.pcapng, evidence.json, results.json, junit.xml) stays in .labctl/LAB/run-NNNN/ under the current directory; it can be
+/// judged again from there, anywhere, without root and without a lab.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The lab; may be left out when one is up.
@@ -42,6 +44,13 @@ pub(crate) struct Args {
     /// Node to ask, whatever the lab file says.
     #[arg(long, value_name = "NODE")]
     via: Option<String>,
+    /// Judge the run in this folder again; needs neither root nor a lab.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["name", "requests", "datagrams", "bytes", "via", "timings"])]
+    from: Option<PathBuf>,
+    /// Then damage the evidence N times, one place at a time, and count the damages that the judge does not notice.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "2000", require_equals = true,
+          value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    self_test: Option<u32>,
     /// Print how long each step took.
     #[arg(long)]
     timings: bool,
@@ -63,6 +72,13 @@ enum Format {
 
 impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
+        match &self.from {
+            Some(folder) => self.judge_again(folder, ui),
+            None => self.run(ui),
+        }
+    }
+
+    fn run(&self, ui: &Ui) -> Outcome {
         let interrupt = Interrupt::take_over()?;
         let began = Instant::now();
         let labs = Labs::new();
@@ -77,12 +93,43 @@ impl Args {
             // The failure is reported anyway; a CI system must find it in its own form too.
             let _ = self.emit(ui, &self.set_up_failed(lab.name(), failure, began));
         })?;
-        self.emit(ui, &self.render(&proven.report, ui))?;
-        self.conclude(&proven, ui)?;
+        let told = self.tell(&proven.report, &proven.evidence, ui, Some(&proven));
         if self.timings {
             ui.say(&progress.timings());
         }
-        Ok(match proven.report.verdict {
+        told
+    }
+
+    /// The very judge of a live run, over what that run has kept.
+    fn judge_again(&self, folder: &Path, ui: &Ui) -> Outcome {
+        let record = Record::read(folder)
+            .map_err(|error| Failure::because(Exit::Usage, "judge the run again", &error))?;
+        let judgement = judge(&record.evidence);
+        let report = Report::new(&record.evidence.plan, &record.run, record.duration_ms, judgement);
+        self.tell(&report, &record.evidence, ui, None)
+    }
+
+    /// Prints the verdict, or the score of the judge where that was asked for.
+    fn tell(&self, report: &Report, evidence: &Evidence, ui: &Ui, live: Option<&Proven>) -> Outcome {
+        let score = match self.self_test {
+            Some(count) => Some(self_test::run(evidence, count, ui)?),
+            None => None,
+        };
+        match &score {
+            // One document in a form that programs read.
+            Some(score) if matches!(self.format, Format::Json) => self.emit(ui, &self_test::json(score))?,
+            Some(score) => {
+                self.emit(ui, &format!("{}\n{}", self.render(report, ui), self_test::text(score)))?;
+            }
+            None => self.emit(ui, &self.render(report, ui))?,
+        }
+        if let Some(proven) = live {
+            self.conclude(proven, ui)?;
+        }
+        if score.is_some_and(|score| score.missed() > 0) {
+            return Ok(Exit::CheckFailed);
+        }
+        Ok(match report.verdict {
             Verdict::Pass => Exit::Ok,
             Verdict::Fail => Exit::CheckFailed,
             Verdict::Inconclusive => Exit::Inconclusive,
@@ -143,7 +190,8 @@ impl Args {
 
     /// Where the evidence is, and GitHub's summary page.
     fn conclude(&self, proven: &Proven, ui: &Ui) -> Result<(), Failure> {
-        ui.say(&format!("evidence: {}/ (flow.pcapng, results.json, junit.xml)", proven.evidence.display()));
+        let folder = proven.folder.display();
+        ui.say(&format!("evidence: {folder}/ (flow.pcapng, evidence.json, results.json, junit.xml)"));
         match (self.format, std::env::var_os("GITHUB_STEP_SUMMARY")) {
             (Format::Github, Some(page)) => append(page.into(), &view::github::summary(&proven.report)),
             _ => Ok(()),

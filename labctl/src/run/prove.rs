@@ -18,6 +18,7 @@ use super::canary::Canaries;
 use super::captures::Captures;
 use super::datapath::statuses;
 use super::interrupt::Interrupt;
+use super::record::{self, Record};
 use super::run_dir::{EvidenceError, RunDir};
 use super::traffic::{Fetch, Questions};
 use crate::exit::Exit;
@@ -46,8 +47,10 @@ pub(crate) struct Prove<'a> {
 pub(crate) struct Proven {
     /// The report.
     pub(crate) report: Report,
+    /// What it was judged by.
+    pub(crate) evidence: Evidence,
     /// The run's folder.
-    pub(crate) evidence: PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
 /// What a run has gathered.
@@ -73,12 +76,12 @@ impl Prove<'_> {
         let Explained { judgement, comments } = judge_and_explain(&evidence);
         let millis = began.elapsed().as_millis() as u64;
         let report = Report::new(self.plan, &dir.name(), millis, judgement);
-        self.keep(&dir, &evidence.capture, &comments, &report)
-            .map_err(|e| self.not_kept("keep evidence", &e))?;
+        let record = Record::new(dir.name(), millis, evidence);
+        self.keep(&dir, &record, &comments, &report).map_err(|e| self.not_kept("keep evidence", &e))?;
         step.done(&report.tally());
-        let evidence = dir.path().to_owned();
+        let folder = dir.path().to_owned();
         dir.keep();
-        Ok(Proven { report, evidence })
+        Ok(Proven { report, evidence: record.evidence, folder })
     }
 
     /// Everything up to the end of the captures.
@@ -147,11 +150,13 @@ impl Prove<'_> {
     fn keep(
         &self,
         dir: &RunDir,
-        capture: &CaptureFile,
+        record: &Record,
         comments: &BTreeMap<usize, String>,
         verdict: &Report,
     ) -> Result<(), EvidenceError> {
-        dir.write("flow.pcapng", |out| capture.write(out, comments).map_err(io::Error::other))?;
+        let capture = &record.evidence.capture;
+        dir.write(record::PACKETS, |out| capture.write(out, comments).map_err(io::Error::other))?;
+        dir.write(record::FILE, |out| record.write(out))?;
         dir.write("results.json", |out| out.write_all(view::json::render(verdict).as_bytes()))?;
         dir.write("junit.xml", |out| out.write_all(view::junit::render(verdict).as_bytes()))?;
         Ok(())

@@ -13,10 +13,7 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut findings = Findings::default();
     let mut ledger = Ledger::default();
     for packet in &story.packets {
-        let case = &story.cases[packet.of];
-        if !case.refusal {
-            ledger.enter(&mut findings, story, packet, case);
-        }
+        ledger.enter(&mut findings, story, packet, &story.cases[packet.of]);
     }
     for (_, case) in story.answered().filter(|(_, c)| c.backend.is_none()) {
         findings.doubt(format!("the backend of {} is not known", case.name()));
@@ -51,7 +48,8 @@ impl Ledger {
                 format!("{}: a packet arrived that {} never sent", case.name(), story.place_name(place));
             findings.absent(place, Some(arrived), why);
         }
-        if sent.is_none() {
+        // What is refused is lost on purpose, and request-path asks where.
+        if sent.is_none() || case.refusal {
             return;
         }
         self.sent += 1;

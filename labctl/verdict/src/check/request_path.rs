@@ -16,11 +16,8 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut requests = 0;
     for packet in story.packets.iter().filter(|p| p.side == Side::Request) {
         let case = &story.cases[packet.of];
-        if case.refusal {
-            continue;
-        }
         beside_its_way(&mut findings, story, packet, case);
-        if packet.kind.opens() && packet.at(0).is_some() {
+        if !case.refusal && packet.kind.opens() && packet.at(0).is_some() {
             requests += 1;
         }
         follow(&mut findings, story, packet, case);

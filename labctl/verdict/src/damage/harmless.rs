@@ -7,8 +7,8 @@ use crate::story::Role;
 /// What need not be noticed, and why.
 pub const HARMLESS: [(&str, &str); 5] = [
     (
-        "a canary's bytes",
-        "a canary proves that its place saw it by what it says; nothing else of it is evidence",
+        "a canary among others",
+        "a place is proven by one canary of each round; the rest of what it holds is no evidence",
     ),
     ("the answer to a canary", "that its port is closed is no statement of any check"),
     (
