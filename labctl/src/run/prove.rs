@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use labctl_model::Plan;
 use labctl_provider::{Host, Lab};
@@ -24,6 +24,9 @@ use super::traffic::{Fetch, Questions};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::ui::{Progress, Ui};
+
+/// How long the captures go on after the last answer: a reset that comes late, or a packet that goes round, is seen.
+const AFTERMATH: Duration = Duration::from_millis(300);
 
 /// Drop counters of each node that tells, by reason.
 type Drops = BTreeMap<String, BTreeMap<String, u64>>;
@@ -108,6 +111,8 @@ impl Prove<'_> {
         step.done(&format!("{}, {} answered", questions.words(), answered(&exchanges)));
 
         let step = self.progress.begin("stop", "waiting for the captures' last packets");
+        // Nothing to wait for: what is looked for is what should not come.
+        self.interrupt.wait(&[], Some(Instant::now() + AFTERMATH));
         self.canaries(&mut canaries)?;
         let capture = captures.stop(self.interrupt).map_err(|e| self.failure("stop the captures", &e))?;
         step.done(&format!("{} packets captured", capture.packets().len()));

@@ -150,11 +150,13 @@ pub(crate) struct Questions {
     pub(crate) options: FetchOptions,
     /// How many of them must be answered.
     answerable: usize,
+    /// How many of these ask other nodes than the one that the plan names.
+    elsewhere: usize,
 }
 
 impl Questions {
-    /// The plan's traffic; under traffic policy Local also one request per protocol to each node without a
-    /// backend.
+    /// The plan's traffic, and one request per protocol to each other node: a NodePort is every node's. Under traffic
+    /// policy Local a node without a backend must stay silent.
     pub(crate) fn new(plan: &Plan) -> Self {
         let frontend = SocketAddrV4::new(plan.ingress().address, plan.service.node_port);
         let mut requests = Vec::new();
@@ -172,25 +174,45 @@ impl Questions {
                 requests.push(Request { response_bytes, ..request(plan, id, *protocol, frontend, ANSWER) });
             }
         }
+        let planned = requests.len();
+        for (index, node) in plan.nodes.iter().enumerate().filter(|(_, node)| is_asked_as_well(plan, node)) {
+            let frontend = SocketAddrV4::new(node.address, plan.service.node_port);
+            for protocol in &plan.service.protocols {
+                let count = match protocol {
+                    Protocol::Tcp => plan.traffic.requests,
+                    Protocol::Udp => plan.traffic.datagrams,
+                };
+                if count > 0 {
+                    let id = requests.len() as u32 + 1;
+                    let source_port = Some(OTHER_NODES_PORT + index as u16);
+                    requests.push(Request { source_port, ..request(plan, id, *protocol, frontend, ANSWER) });
+                }
+            }
+        }
         let answerable = requests.len();
+        let elsewhere = answerable - planned;
         for (address, protocol) in silent_frontends(plan) {
             let frontend = SocketAddrV4::new(address, plan.service.node_port);
             requests.push(request(plan, requests.len() as u32 + 1, protocol, frontend, SILENCE));
         }
         let options =
             FetchOptions { requests, concurrency: CONCURRENCY, per_second: None, client: Client::Builtin };
-        Self { options, answerable }
+        Self { options, answerable, elsewhere }
     }
 
     /// "8 tcp and 8 udp requests": what the step says.
     pub(crate) fn words(&self) -> String {
         let (answerable, refused) = self.options.requests.split_at(self.answerable);
+        let (answerable, elsewhere) = answerable.split_at(self.answerable - self.elsewhere);
         let udp = answerable.iter().filter(|request| request.protocol == Transport::Udp).count();
-        let mut words = match (self.answerable - udp, udp) {
+        let mut words = match (answerable.len() - udp, udp) {
             (tcp, 0) => format!("{tcp} tcp requests"),
             (0, udp) => format!("{udp} udp requests"),
             (tcp, udp) => format!("{tcp} tcp and {udp} udp requests"),
         };
+        if !elsewhere.is_empty() {
+            words.push_str(&format!(", {} to the other nodes", elsewhere.len()));
+        }
         if !refused.is_empty() {
             words.push_str(&format!(", {} to nodes without a backend", refused.len()));
         }
@@ -202,6 +224,16 @@ impl Questions {
         let refusals = exchanges.split_off(self.answerable.min(exchanges.len()));
         (exchanges, refusals)
     }
+}
+
+/// First of the client's ports for requests to other nodes, one a node. Always the same, so that a port never stands for
+/// two frontends while nodes remember it; below the kernel's own range and below NodePorts.
+const OTHER_NODES_PORT: u16 = 20_000;
+
+/// Whether a node that the plan's traffic does not ask must answer all the same.
+fn is_asked_as_well(plan: &Plan, node: &NodePlan) -> bool {
+    let local_only = plan.service.external_traffic_policy == TrafficPolicy::Local;
+    node.name != plan.traffic.via && (!local_only || !node.pods.is_empty())
 }
 
 /// Frontends that must not answer: NodePorts of nodes without a backend under traffic policy Local.
@@ -226,10 +258,11 @@ mod tests {
         let plan = plan("dsr");
         let questions = Questions::new(&plan);
         let ids: Vec<u32> = questions.options.requests.iter().map(|request| request.id).collect();
-        let total = plan.traffic.requests + plan.traffic.datagrams;
+        // Two other nodes, two protocols.
+        let total = plan.traffic.requests + plan.traffic.datagrams + 4;
         assert_eq!(ids, (1..=total).collect::<Vec<_>>());
         assert_eq!(questions.answerable, total as usize);
-        assert_eq!(questions.words(), "8 tcp and 8 udp requests");
+        assert_eq!(questions.words(), "8 tcp and 8 udp requests, 4 to the other nodes");
     }
 
     #[test]

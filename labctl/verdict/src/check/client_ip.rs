@@ -63,7 +63,7 @@ fn conclude(findings: &mut Findings, story: &Story<'_>, peers: &[Option<Ipv4Addr
     findings.number("client_address_kept", kept);
     findings.number("source_rewritten", rewritten);
     let client = story.plan.client.address;
-    let ingress = &story.plan.traffic.via;
+    let ingress = "the node that was asked";
     let text = match (kept, rewritten) {
         (_, 0) => format!("backends saw {client} in {kept} of {kept} requests"),
         (0, _) => format!("backends saw the address of {ingress} in {rewritten} of {rewritten} requests"),

@@ -31,8 +31,13 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     findings.number("refused", refused);
     let refused =
         if refused > 0 { format!(", {refused} refused by nodes without a backend") } else { String::new() };
-    let via = &story.plan.traffic.via;
-    let text = format!("{requests} requests went client, {via}, backend in order{refused}");
+    let asked: std::collections::BTreeSet<_> = story.answered().map(|(_, c)| c.ingress).collect();
+    let via = match (asked.first(), asked.len()) {
+        (Some(only), 1) => story.plan.nodes[*only].name.as_str(),
+        _ => "the node that was asked",
+    };
+    let nodes = if asked.len() > 1 { format!(", {} nodes asked", asked.len()) } else { String::new() };
+    let text = format!("{requests} requests went client, {via}, backend in order{nodes}{refused}");
     findings.state(requests, "request leaving the client", text);
     findings
 }

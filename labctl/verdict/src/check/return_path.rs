@@ -44,8 +44,18 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     findings.number("replies", counts.replies);
     findings.number("direct", counts.direct);
     findings.number("through_ingress", counts.through_ingress);
-    findings.state(counts.replies, "reply", counts.sentence(&story.plan.traffic.via));
+    findings.state(counts.replies, "reply", counts.sentence(&nodes_passed(story)));
     findings
+}
+
+/// The nodes that replies pass where the source is rewritten.
+fn nodes_passed(story: &Story<'_>) -> String {
+    let cases = story.answered().filter(|(_, c)| c.source_rewritten());
+    let asked: std::collections::BTreeSet<_> = cases.map(|(_, c)| c.ingress).collect();
+    match (asked.first(), asked.len()) {
+        (Some(only), 1) => story.plan.nodes[*only].name.clone(),
+        _ => "the node that was asked".to_owned(),
+    }
 }
 
 #[derive(Default)]
