@@ -1,15 +1,29 @@
 //! The folder of one run: `.labctl/<lab>/run-NNNN/` under the current directory.
 //!
-//! Owns: choosing the number, giving everything to the user behind sudo, and taking the folder away again
+//! Owns: choosing the number, giving what it made to the user behind sudo, and taking the folder away again
 //! when the run came to no result. Does not own: what is written into it.
+//!
+//! It is written by root into folders that may be anybody's, such as a repository that was just cloned. So everything
+//! goes through handles of folders: no symbolic link is followed, no file that exists is written, and only what this run
+//! made itself is given away.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::chown;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::fchown;
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// The folder for evidence, under the current directory.
 const ROOT: &str = ".labctl";
+
+/// Evidence holds the traffic of whoever typed the command.
+const FILE_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
 /// Evidence could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -27,10 +41,17 @@ impl EvidenceError {
     }
 }
 
-/// A run's folder. Dropped before [`RunDir::keep`], it is removed with everything in it.
+/// A run's folder. Dropped before [`RunDir::keep`], it is removed with everything that was written into it.
 #[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
+    /// `.labctl` and its parent, the lab's folder in it, the run's folder in that.
+    base: OwnedFd,
+    root: OwnedFd,
+    lab: OwnedFd,
+    run: OwnedFd,
+    written: RefCell<Vec<String>>,
+    owner: Option<(u32, u32)>,
     kept: bool,
 }
 
@@ -38,29 +59,36 @@ impl RunDir {
     /// Makes the next run's folder.
     ///
     /// # Errors
-    /// When the current directory cannot be written.
+    /// When the current directory cannot be written, or a link or a file is where a folder should be.
     pub(crate) fn create(lab: &str) -> Result<Self, EvidenceError> {
-        Self::create_in(Path::new(ROOT), lab)
+        Self::create_in(Path::new("."), lab, behind_sudo())
     }
 
-    fn create_in(root: &Path, lab: &str) -> Result<Self, EvidenceError> {
-        let parent = root.join(lab);
-        fs::create_dir_all(&parent).map_err(EvidenceError::at(&parent))?;
-        give_away(root);
-        give_away(&parent);
-        let mut number = last_number(&parent) + 1;
-        loop {
-            let path = parent.join(format!("run-{number:04}"));
-            match fs::create_dir(&path) {
-                Ok(()) => {
-                    give_away(&path);
-                    return Ok(Self { path, kept: false });
+    fn create_in(base: &Path, lab: &str, owner: Option<(u32, u32)>) -> Result<Self, EvidenceError> {
+        let at_root = base.join(ROOT).components().collect::<PathBuf>();
+        let at_root = at_root.strip_prefix(".").unwrap_or(&at_root).to_owned();
+        let at_lab = at_root.join(lab);
+        let folder = open(base, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+        let base = folder.map_err(|e| EvidenceError::at(base)(e.into()))?;
+        let root = enter(base.as_fd(), ROOT, owner).map_err(EvidenceError::at(&at_root))?;
+        let inside = enter(root.as_fd(), lab, owner).map_err(EvidenceError::at(&at_lab))?;
+        let last = last_number(inside.as_fd());
+        for number in last..=u32::MAX {
+            let Some(number) = number.checked_add(1) else { break };
+            let name = format!("run-{number:04}");
+            let path = at_lab.join(&name);
+            match make(inside.as_fd(), &name, owner) {
+                Ok(run) => {
+                    let written = RefCell::default();
+                    return Ok(Self { path, base, root, lab: inside, run, written, owner, kept: false });
                 }
                 // Another verify was quicker; making a folder is atomic, so each gets its own.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(EvidenceError::at(path)(error)),
             }
         }
+        let full = format!("run-{last} leaves no number for another run; remove it");
+        Err(EvidenceError::at(at_lab)(io::Error::other(full)))
     }
 
     /// Its path, relative to the current directory.
@@ -73,10 +101,10 @@ impl RunDir {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Writes a file; a disk that is full shows here.
+    /// Writes a new file; a disk that is full shows here.
     ///
     /// # Errors
-    /// When it cannot be written whole.
+    /// When it exists, or cannot be written whole.
     pub(crate) fn write(
         &self,
         name: &str,
@@ -84,12 +112,16 @@ impl RunDir {
     ) -> Result<PathBuf, EvidenceError> {
         let path = self.path.join(name);
         let written = || {
-            let mut file = io::BufWriter::new(File::create(&path)?);
+            let flags =
+                OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let file = File::from(openat(&self.run, name, flags, FILE_MODE)?);
+            self.written.borrow_mut().push(name.to_owned());
+            give_away(file.as_fd(), self.owner);
+            let mut file = io::BufWriter::new(file);
             content(&mut file)?;
             file.flush()
         };
         written().map_err(EvidenceError::at(&path))?;
-        give_away(&path);
         Ok(path)
     }
 
@@ -104,58 +136,147 @@ impl Drop for RunDir {
         if self.kept {
             return;
         }
-        // Nothing more can be done about a folder that does not want to go.
-        let _ = fs::remove_dir_all(&self.path);
-        // Parents that hold earlier runs are not empty and stay.
-        for parent in self.path.ancestors().skip(1).take(2) {
-            let _ = fs::remove_dir(parent);
+        // Nothing more can be done about a folder that does not want to go; and parents that hold earlier runs, or
+        // anything else, are not empty and stay.
+        for name in self.written.borrow().iter() {
+            let _ = unlinkat(&self.run, name.as_str(), UnlinkatFlags::NoRemoveDir);
         }
+        let lab = self.path.parent().and_then(Path::file_name).unwrap_or_default();
+        let _ = unlinkat(&self.lab, self.name().as_str(), UnlinkatFlags::RemoveDir);
+        let _ = unlinkat(&self.root, lab, UnlinkatFlags::RemoveDir);
+        let _ = unlinkat(&self.base, ROOT, UnlinkatFlags::RemoveDir);
     }
 }
 
-/// The highest number of a run in this folder, 0 without any.
-fn last_number(parent: &Path) -> u32 {
-    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix("run-")?.parse().ok();
-    fs::read_dir(parent).into_iter().flatten().flatten().filter_map(number).max().unwrap_or(0)
+/// Opens a folder in a folder, and makes it if it is not there. A link is not followed.
+fn enter(parent: BorrowedFd<'_>, name: &str, owner: Option<(u32, u32)>) -> io::Result<OwnedFd> {
+    match make(parent, name, owner) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => open_folder(parent, name),
+        made => made,
+    }
 }
 
-/// Under sudo, evidence belongs to whoever typed the command, who will want to read and delete it.
-fn give_away(path: &Path) {
+/// Makes a folder in a folder.
+fn make(parent: BorrowedFd<'_>, name: &str, owner: Option<(u32, u32)>) -> io::Result<OwnedFd> {
+    mkdirat(parent, name, Mode::from_bits_truncate(0o777))?;
+    let folder = open_folder(parent, name)?;
+    give_away(folder.as_fd(), owner);
+    Ok(folder)
+}
+
+fn open_folder(parent: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(parent, name, flags, Mode::empty()).map_err(|error| match error {
+        Errno::ELOOP | Errno::ENOTDIR => io::Error::new(
+            io::ErrorKind::NotADirectory,
+            "it is a link or no folder, and evidence is written through neither; move it out of the way",
+        ),
+        error => error.into(),
+    })
+}
+
+/// The highest number of a run in this folder, 0 without any.
+fn last_number(parent: BorrowedFd<'_>) -> u32 {
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix("run-")?.parse().ok();
+    // The handle's own name in /proc: the folder itself, whatever has been put in its place meanwhile.
+    let entries = fs::read_dir(format!("/proc/self/fd/{}", parent.as_raw_fd()));
+    entries.into_iter().flatten().flatten().filter_map(number).max().unwrap_or(0)
+}
+
+/// Under sudo, whoever typed the command.
+fn behind_sudo() -> Option<(u32, u32)> {
     let id = |name: &str| std::env::var(name).ok().and_then(|id| id.parse::<u32>().ok());
-    if let (Some(user), Some(group)) = (id("SUDO_UID"), id("SUDO_GID")) {
+    id("SUDO_UID").zip(id("SUDO_GID"))
+}
+
+/// What a run makes belongs to whoever will want to read and delete it.
+fn give_away(made: BorrowedFd<'_>, owner: Option<(u32, u32)>) {
+    if let Some((user, group)) = owner {
         // Without the right to give files away they stay root's, which is the usual state of things.
-        let _ = chown(path, Some(user), Some(group));
+        let _ = fchown(made, Some(user), Some(group));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
     use super::*;
 
     #[test]
     fn runs_are_numbered_and_a_run_without_result_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join(".labctl");
-        let first = RunDir::create_in(&root, "dsr").unwrap();
+        let root = dir.path().join(ROOT);
+        let first = RunDir::create_in(dir.path(), "dsr", None).unwrap();
         assert_eq!(first.name(), "run-0001");
-        first.write("results.json", |out| out.write_all(b"{}")).unwrap();
+        let file = first.write("results.json", |out| out.write_all(b"{}")).unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         first.keep();
-        let second = RunDir::create_in(&root, "dsr").unwrap();
+        let second = RunDir::create_in(dir.path(), "dsr", None).unwrap();
         assert_eq!(second.name(), "run-0002");
+        second.write("results.json", |out| out.write_all(b"{}")).unwrap();
         drop(second);
         assert!(root.join("dsr/run-0001/results.json").exists());
         assert!(!root.join("dsr/run-0002").exists());
         fs::remove_dir_all(root.join("dsr/run-0001")).unwrap();
-        drop(RunDir::create_in(&root, "dsr").unwrap());
+        drop(RunDir::create_in(dir.path(), "dsr", None).unwrap());
         assert!(!root.exists(), "an empty evidence folder stayed");
     }
 
     #[test]
     fn a_path_that_cannot_be_made_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("file");
-        fs::write(&root, "").unwrap();
-        let error = RunDir::create_in(&root, "dsr").unwrap_err().to_string();
-        assert!(error.starts_with(&format!("write evidence to {}/dsr: ", root.display())), "{error}");
+        fs::write(dir.path().join(ROOT), "").unwrap();
+        let error = RunDir::create_in(dir.path(), "dsr", None).unwrap_err().to_string();
+        let path = dir.path().join(ROOT);
+        assert!(
+            error.starts_with(&format!("write evidence to {}: it is a link or no folder", path.display())),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn links_are_not_followed() {
+        let (dir, victim) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        symlink(victim.path(), dir.path().join(ROOT)).unwrap();
+        let refused = |lab| RunDir::create_in(dir.path(), lab, None).unwrap_err().to_string();
+        assert!(refused("dsr").contains("is a link or no folder"));
+        fs::remove_file(dir.path().join(ROOT)).unwrap();
+        fs::create_dir(dir.path().join(ROOT)).unwrap();
+        symlink(victim.path(), dir.path().join(ROOT).join("dsr")).unwrap();
+        assert!(refused("dsr").contains("is a link or no folder"));
+        let run = RunDir::create_in(dir.path(), "snat", None).unwrap();
+        let target = victim.path().join("file");
+        symlink(&target, run.path().join("results.json")).unwrap();
+        run.write("results.json", |out| out.write_all(b"x")).unwrap_err();
+        assert!(
+            fs::read_dir(victim.path()).unwrap().next().is_none(),
+            "something was written through a link"
+        );
+    }
+
+    #[test]
+    fn only_what_a_run_made_is_given_away() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(ROOT)).unwrap();
+        let run = RunDir::create_in(dir.path(), "dsr", Some((1234, 1235))).unwrap();
+        let file = run.write("results.json", |out| out.write_all(b"x")).unwrap();
+        let owner = |path: &Path| fs::metadata(path).map(|m| (m.uid(), m.gid())).unwrap();
+        assert_eq!(owner(&dir.path().join(ROOT)), (0, 0), "it was there before");
+        assert_eq!([owner(&file), owner(run.path())], [(1234, 1235); 2]);
+    }
+
+    #[test]
+    fn the_last_number_is_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join(ROOT).join("dsr/run-4294967295")).unwrap();
+        let error = RunDir::create_in(dir.path(), "dsr", None).unwrap_err().to_string();
+        assert!(error.ends_with("run-4294967295 leaves no number for another run; remove it"), "{error}");
+        fs::create_dir_all(dir.path().join(ROOT).join("snat/run-42949672960")).unwrap();
+        let run = RunDir::create_in(dir.path(), "snat", None).unwrap();
+        assert_eq!(run.name(), "run-0001", "what is no number of a run counts for nothing");
     }
 }
