@@ -18,7 +18,10 @@ ifneq ($(LABCTL_BPF_OBJECT),)
 export LABCTL_BPF_OBJECT := $(abspath $(LABCTL_BPF_OBJECT))
 endif
 
-.PHONY: help setup build demo test lint bench install clean
+# How often `make damage` damages the evidence of each lab.
+DAMAGES ?= 25000
+
+.PHONY: help setup build demo test lint bench damage install clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -45,6 +48,9 @@ lint: ## check formatting, clippy, shell scripts and workflows
 bench: setup ## run the benchmarks
 	@scripts/build.sh
 	@scripts/cargo-root.sh bench --workspace $(ARGS)
+
+damage: build ## test the judge with damaged evidence of every bundled lab (DAMAGES=25000 each)
+	@scripts/damage.sh $(DAMAGES)
 
 install: build ## install target/labctl to PREFIX/bin (/usr/local)
 	@scripts/as-root.sh install -D -m 755 target/labctl $(DESTDIR)$(PREFIX)/bin/labctl

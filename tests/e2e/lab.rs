@@ -108,6 +108,11 @@ impl Lab {
         Verdict::of(output, self.folder(), &self.name)
     }
 
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The namespace of a host.
     pub(crate) fn namespace(&self, host: &str) -> String {
         format!("labctl-{}-{host}", self.name)

@@ -9,6 +9,7 @@ mod lab;
 mod lifecycle;
 mod modes;
 mod mutation;
+mod proof;
 mod refusals;
 mod restart;
 mod root;

@@ -133,11 +133,11 @@ fn mark_class(lab: &Lab) {
     nft(lab, "switch", rule);
 }
 
-/// A node believes a pod of another node to be its neighbour, and asks for it all the time.
+/// A node believes an address of another node's pods to be its neighbour, and asks for it all the time.
 fn ask_for_pod(lab: &Lab) {
-    let script = "ip route replace 10.0.1.108/32 dev eth0; \
-                  (for i in $(seq 200); do ip neigh flush 10.0.1.108 dev eth0; \
-                   echo x > /dev/udp/10.0.1.108/7; read -t 0.02 < /dev/zero; done) > /dev/null 2>&1 &";
+    let script = "ip route replace 10.0.1.109/32 dev eth0; \
+                  (for i in $(seq 200); do ip neigh flush 10.0.1.109 dev eth0; \
+                   echo x > /dev/udp/10.0.1.109/7; read -t 0.02 < /dev/zero; done) > /dev/null 2>&1 &";
     let output = lab.inside("control-plane", "bash").args(["-c", script]).output();
     assert!(output.expect("bash is installed").status.success());
 }

@@ -21,6 +21,7 @@ pub use plan::{
     Affinity, ClientPlan, DatapathPlan, ExpectedStatus, Fault, FaultPlan, FaultScope, Mode, NodePlan,
     NodeRole, Plan, PodPlan, Protocol, ProviderKind, ServicePlan, TrafficPlan, TrafficPolicy, WireFormat,
 };
+pub use resolve::{MAX_REQUESTS, MAX_RESPONSE_BYTES};
 pub use schema::schema;
 
 /// Names of the checks that `verify` runs, in the order of its report. Lab files name them in `expect`.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ValueEnum;
-use labctl_model::Plan;
+use labctl_model::{MAX_REQUESTS, MAX_RESPONSE_BYTES, Plan};
 use labctl_provider::{Lab, Labs};
 use labctl_verdict::{Evidence, Report, SetupFailure, Verdict, judge, view};
 
@@ -33,13 +33,13 @@ pub(crate) struct Args {
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// TCP requests to send, whatever the lab file says.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_REQUESTS)))]
     requests: Option<u32>,
     /// UDP datagrams to send, whatever the lab file says.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_REQUESTS)))]
     datagrams: Option<u32>,
     /// Bytes of each response, whatever the lab file says.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RESPONSE_BYTES)))]
     bytes: Option<u32>,
     /// Node to ask, whatever the lab file says.
     #[arg(long, value_name = "NODE")]

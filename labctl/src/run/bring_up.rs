@@ -6,7 +6,7 @@
 use std::thread;
 use std::time::Duration;
 
-use labctl_model::{Plan, ProviderKind};
+use labctl_model::{ExpectedStatus, Plan, ProviderKind};
 use labctl_provider::{
     ClusterOptions, ClusterUpError, KindUpError, Lab, LabLock, LabState, Labs, LockError, StateError,
     Step as Part, StepEvent, UpError,
@@ -184,6 +184,9 @@ impl BringUp<'_> {
         if let Some((pod, _)) = accepting.iter().find(|(_, accepts)| !accepts) {
             return Some(format!("backend {} does not accept connections", pod.name));
         }
+        if self.expects_silence() {
+            return None;
+        }
         let asked = fetch
             .map_err(Into::into)
             .and_then(|fetch| first_request(lab, fetch, Duration::ZERO, self.interrupt));
@@ -244,9 +247,23 @@ impl BringUp<'_> {
             }
         };
         let step = self.progress.begin("first answer", "waiting for the service");
+        if self.expects_silence() {
+            drop(fetch);
+            step.done("not asked for: this lab expects `handshake` to fail");
+            return self.complete(lab);
+        }
         let first = first_request(lab, fetch, FIRST_ANSWER, self.interrupt)
             .map_err(|e| Failure::because(Exit::SetupFailed, "get a first answer", &e))?;
         step.done(&answer(&first));
+        self.complete(lab)
+    }
+
+    /// Whether the lab file says that no request gets through: what disturbs it may stop the first one too.
+    fn expects_silence(&self) -> bool {
+        self.plan.expect.get("handshake") == Some(&ExpectedStatus::Fail)
+    }
+
+    fn complete(&self, lab: &Lab) -> Result<(), Failure> {
         complete::mark(lab)
             .map_err(|e| Failure::because(Exit::SetupFailed, "note that the lab is complete", &e))?;
         if self.interrupt.is_raised() { Err(Failure::interrupted()) } else { Ok(()) }

@@ -12,9 +12,10 @@ use std::io::{self, Write};
 use std::process::ChildStdin;
 use std::time::{Duration, Instant};
 
+use labctl_model::Plan;
 use labctl_node::canary::{Arrival, CanaryError, Post, Ready, Round, Ways};
 use labctl_provider::{Host, Lab, Place};
-use labctl_wire::canary::{Canary, PORT};
+use labctl_wire::canary::{Canary, PORTS};
 
 use super::interrupt::Interrupt;
 use super::role::{Role, RoleError, next_values};
@@ -140,12 +141,13 @@ impl Canaries {
 /// Every host's ends of its ways.
 fn ends(lab: &Lab) -> Result<BTreeMap<&str, Ends<'_>>, CanariesError> {
     let mut ends: BTreeMap<&str, Ends<'_>> = BTreeMap::new();
+    let port = free_port(lab.plan());
     let to_nodes = lab.nodes().map(|node| (lab.client(), node));
     let to_pods = lab.pods().filter_map(|pod| Some((lab.pod_interface(&pod.name)?.0, pod)));
     for (from, to) in to_nodes.chain(to_pods) {
         let address =
             |host: &Host| host.address().ok_or_else(|| CanariesError::NoAddress { host: host.name.clone() });
-        let (source, target) = (address(from)?, std::net::SocketAddrV4::new(address(to)?, PORT));
+        let (source, target) = (address(from)?, std::net::SocketAddrV4::new(address(to)?, port));
         let sender = ends.entry(&from.name).or_default();
         sender.host = Some(from);
         sender.ways.send.push((source, target));
@@ -155,6 +157,13 @@ fn ends(lab: &Lab) -> Result<BTreeMap<&str, Ends<'_>>, CanariesError> {
         receiver.ways.receive = Some(target);
     }
     Ok(ends)
+}
+
+/// A port for canaries that the service under test leaves free.
+fn free_port(plan: &Plan) -> u16 {
+    let service = &plan.service;
+    let taken = [service.port, service.node_port, service.target_port];
+    PORTS.into_iter().find(|port| !taken.contains(port)).unwrap_or(PORTS[0])
 }
 
 fn open_inside(host: &Host, ways: &Ways) -> Result<Post, CanariesError> {

@@ -7,8 +7,9 @@
 use crate::capture::CaptureFile;
 use crate::packet::Frame;
 
-/// Destination port: discard (RFC 863), which nobody serves.
-pub const PORT: u16 = 9;
+/// Destination ports that nobody serves: discard (RFC 863), and others for a service that takes that one. One more than a
+/// service can take.
+pub const PORTS: [u16; 4] = [9, 19, 17, 13];
 
 /// First bytes of every canary.
 const MARK: &str = "labctl-canary";

@@ -11,6 +11,8 @@ mod service;
 mod topology;
 mod traffic;
 
+pub use traffic::{MAX_REQUESTS, MAX_RESPONSE_BYTES};
+
 use crate::diagnostic::{Diagnostic, Place};
 use crate::file::{ApiVersion, LabFile, Overlay};
 use crate::given::Given;

@@ -8,13 +8,13 @@ use crate::plan::{NodePlan, NodeRole, Protocol, ServicePlan, TrafficPlan, Traffi
 
 /// Requests and datagrams unless the file says otherwise.
 const COUNT: u32 = 8;
-/// Each needs a client port of its own; Linux has 28,232 of them (ip_local_port_range) and keeps a closed
-/// connection's for a minute.
-const MAX_COUNT: u32 = 20_000;
+/// Most requests, and most datagrams, of a run. Each needs a client port of its own; Linux has 28,232 of them
+/// (ip_local_port_range) and keeps a closed connection's for a minute.
+pub const MAX_REQUESTS: u32 = 20_000;
 /// Response body unless the file says otherwise: more than two packets of 1500 bytes.
 const RESPONSE_BYTES: u32 = 4096;
-/// 1 GiB.
-const MAX_RESPONSE_BYTES: u32 = 1 << 30;
+/// Largest response body: 1 GiB.
+pub const MAX_RESPONSE_BYTES: u32 = 1 << 30;
 
 pub(super) fn resolve(
     file: &LabFile,
@@ -50,8 +50,8 @@ fn count(given: Option<&Given<u32>>, protocol: Protocol, service: &ServicePlan, 
         let help = format!("add `{protocol}` to the service's protocols, or leave this out");
         report.push(Diagnostic::new(given.place, message).help(help));
     }
-    if **given > MAX_COUNT {
-        let message = format!("{} are too many, at most {MAX_COUNT} are possible", **given);
+    if **given > MAX_REQUESTS {
+        let message = format!("{} are too many, at most {MAX_REQUESTS} are possible", **given);
         report.push(Diagnostic::new(given.place, message).help("each takes a port of the client's own"));
     }
     **given

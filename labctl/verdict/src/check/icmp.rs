@@ -101,7 +101,8 @@ fn follow(findings: &mut Findings, story: &Story<'_>, likeness: &Likeness, packe
             let captured = story.captured(**i);
             let spot = |place| Spot { place, direction: captured.direction };
             let here = story.places[captured.point].map(spot);
-            !way.iter().any(|w| Some(w.spot) == here) && !(by_asked && Some(asked) == here)
+            let by_asked = by_asked && Some(asked) == here;
+            !by_asked && !way.iter().any(|w| Some(w.spot) == here)
         });
         if let Some(stray) = stray {
             let point = story.point_name(*stray);

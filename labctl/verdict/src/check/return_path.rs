@@ -104,8 +104,8 @@ fn follow(
     counts: &mut Counts,
 ) {
     let way = story.way(packet.of, Side::Reply);
-    let on_segment = (0..way.len()).filter(|s| way[*s].spot.place.on_segment());
-    let ends = [on_segment.clone().next(), on_segment.last()].into_iter().flatten();
+    let mut on_segment = (0..way.len()).filter(|s| way[*s].spot.place.on_segment());
+    let ends = [on_segment.next(), on_segment.next_back()].into_iter().flatten();
     let Some(mut last) = ends.into_iter().find_map(|stage| packet.at(stage)) else {
         // It never left the backend's node: conservation asks why.
         return;
