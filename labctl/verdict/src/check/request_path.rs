@@ -13,6 +13,7 @@ use crate::story::{Field, LogicalPacket, Story};
 
 pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut findings = Findings::default();
+    let refused = refusal::judge(&mut findings, story);
     let mut requests = 0;
     for packet in story.packets.iter().filter(|p| p.side == Side::Request) {
         let case = &story.cases[packet.of];
@@ -26,7 +27,6 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     for (_, case) in story.answered().filter(|(_, c)| c.backend.is_none()) {
         findings.absent(Place::Uplink(case.ingress), None, format!("{} reached no backend", case.name()));
     }
-    let refused = refusal::judge(&mut findings, story);
     findings.number("requests", requests);
     findings.number("refused", refused);
     let refused =
