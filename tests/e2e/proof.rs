@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::lab::Lab;
 use crate::root::need_root;
-use crate::verdict::text;
+use crate::verdict::{Verdict, text};
 
 const MODES: [&str; 4] = ["dsr", "snat", "hybrid", "local"];
 
@@ -36,7 +36,8 @@ fn kept_evidence_of_a_failure_fails_again_and_tests_no_judge() {
     need_root!();
     let lab = Lab::up("dsr");
     dead_port(&lab);
-    let live = lab.verify();
+    let output = lab.labctl(&["verify", lab.name(), "--all-nodes", "--format", "json"]);
+    let live = Verdict::of(output, lab.folder(), lab.name());
     let folder = live.evidence.to_str().expect("a readable path");
     let again = lab.labctl(&["verify", "--from", folder, "--format", "json"]);
     assert_eq!((live.code(), again.status.code()), (1, Some(1)), "{}", text(&again));
@@ -56,11 +57,22 @@ fn dead_port(lab: &Lab) {
 #[test]
 fn a_nodeport_that_is_dead_on_another_node_fails() {
     need_root!();
-    let lab = Lab::up("dsr");
-    dead_port(&lab);
-    let verdict = lab.verify();
-    assert!(verdict.checks("fail").contains("handshake"), "{}", verdict.said());
-    assert_eq!(verdict.code(), 1, "{}", verdict.said());
+    for mode in MODES {
+        let lab = Lab::up(mode);
+        let all_nodes = || {
+            let output = lab.labctl(&["verify", lab.name(), "--all-nodes", "--format", "json"]);
+            Verdict::of(output, lab.folder(), lab.name())
+        };
+        all_nodes().assert_passes(&[]);
+        if mode == "local" {
+            // No other node has a backend.
+            continue;
+        }
+        dead_port(&lab);
+        let verdict = all_nodes();
+        assert!(verdict.checks("fail").contains("handshake"), "{}", verdict.said());
+        assert_eq!(verdict.code(), 1, "{}", verdict.said());
+    }
 }
 
 /// Canaries go to a port that nobody serves; a service may serve the one that they use first.

@@ -44,8 +44,11 @@ pub(crate) struct Args {
     /// Node to ask, whatever the lab file says.
     #[arg(long, value_name = "NODE")]
     via: Option<String>,
+    /// Ask the NodePort of each other node as well, once by each protocol.
+    #[arg(long)]
+    all_nodes: bool,
     /// Judge the run in this folder again; needs neither root nor a lab.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["name", "requests", "datagrams", "bytes", "via", "timings"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["name", "requests", "datagrams", "bytes", "via", "all_nodes", "timings"])]
     from: Option<PathBuf>,
     /// Then damage the evidence N times, one place at a time, and count the damages that the judge does not notice.
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "2000", require_equals = true,
@@ -88,7 +91,8 @@ impl Args {
         let lock = labs.lock(lab.asked().provider, lab.name());
         let _lock = lock.map_err(|error| lock_failure(&error))?;
         let progress = ui.progress();
-        let run = Prove { lab: &lab, plan: &plan, interrupt: &interrupt, progress: &progress, ui };
+        let all_nodes = self.all_nodes;
+        let run = Prove { lab: &lab, plan: &plan, all_nodes, interrupt: &interrupt, progress: &progress, ui };
         let proven = run.run().inspect_err(|failure| {
             // The failure is reported anyway; a CI system must find it in its own form too.
             let _ = self.emit(ui, &self.set_up_failed(lab.name(), failure, began));

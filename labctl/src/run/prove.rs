@@ -37,6 +37,8 @@ pub(crate) struct Prove<'a> {
     pub(crate) lab: &'a Lab,
     /// Its plan with what the command line overrides of the traffic.
     pub(crate) plan: &'a Plan,
+    /// Whether every node is asked, not only the one that the plan names.
+    pub(crate) all_nodes: bool,
     /// Signals.
     pub(crate) interrupt: &'a Interrupt,
     /// Steps are shown here.
@@ -89,7 +91,7 @@ impl Prove<'_> {
 
     /// Everything up to the end of the captures.
     fn gather(&self, dir: &RunDir) -> Result<Gathered, Failure> {
-        let questions = Questions::new(self.plan);
+        let questions = Questions::new(self.plan, self.all_nodes);
         let step = self.progress.begin("captures", "waiting until each says ready");
         let mut captures = Captures::start(self.lab).map_err(|e| self.failure("start the captures", &e))?;
         // The client's process starts while captures get ready, and waits.

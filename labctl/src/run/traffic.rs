@@ -155,9 +155,9 @@ pub(crate) struct Questions {
 }
 
 impl Questions {
-    /// The plan's traffic, and one request per protocol to each other node: a NodePort is every node's. Under traffic
-    /// policy Local a node without a backend must stay silent.
-    pub(crate) fn new(plan: &Plan) -> Self {
+    /// The plan's traffic; if `all_nodes`, also one request per protocol to each other node: a NodePort is every node's.
+    /// Under traffic policy Local a node without a backend must stay silent.
+    pub(crate) fn new(plan: &Plan, all_nodes: bool) -> Self {
         let frontend = SocketAddrV4::new(plan.ingress().address, plan.service.node_port);
         let mut requests = Vec::new();
         for protocol in &plan.service.protocols {
@@ -175,7 +175,9 @@ impl Questions {
             }
         }
         let planned = requests.len();
-        for (index, node) in plan.nodes.iter().enumerate().filter(|(_, node)| is_asked_as_well(plan, node)) {
+        for (index, node) in
+            plan.nodes.iter().enumerate().filter(|(_, node)| all_nodes && is_asked_as_well(plan, node))
+        {
             let frontend = SocketAddrV4::new(node.address, plan.service.node_port);
             for protocol in &plan.service.protocols {
                 let count = match protocol {
@@ -256,19 +258,20 @@ mod tests {
     #[test]
     fn requests_are_numbered_from_one_without_gaps() {
         let plan = plan("dsr");
-        let questions = Questions::new(&plan);
+        let questions = Questions::new(&plan, true);
         let ids: Vec<u32> = questions.options.requests.iter().map(|request| request.id).collect();
         // Two other nodes, two protocols.
         let total = plan.traffic.requests + plan.traffic.datagrams + 4;
         assert_eq!(ids, (1..=total).collect::<Vec<_>>());
         assert_eq!(questions.answerable, total as usize);
         assert_eq!(questions.words(), "8 tcp and 8 udp requests, 4 to the other nodes");
+        assert_eq!(Questions::new(&plan, false).words(), "8 tcp and 8 udp requests");
     }
 
     #[test]
     fn under_policy_local_nodes_without_a_backend_are_asked_too() {
         let plan = plan("local");
-        let questions = Questions::new(&plan);
+        let questions = Questions::new(&plan, false);
         let (_, refused) = questions.options.requests.split_at(questions.answerable);
         assert!(!refused.is_empty());
         for request in refused {
