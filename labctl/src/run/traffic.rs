@@ -161,11 +161,7 @@ impl Questions {
         let frontend = SocketAddrV4::new(plan.ingress().address, plan.service.node_port);
         let mut requests = Vec::new();
         for protocol in &plan.service.protocols {
-            let count = match protocol {
-                Protocol::Tcp => plan.traffic.requests,
-                Protocol::Udp => plan.traffic.datagrams,
-            };
-            for _ in 0..count {
+            for _ in 0..planned_count(plan, *protocol) {
                 let id = requests.len() as u32 + 1;
                 let response_bytes = match protocol {
                     Protocol::Tcp => u64::from(plan.traffic.response_bytes),
@@ -180,11 +176,7 @@ impl Questions {
         {
             let frontend = SocketAddrV4::new(node.address, plan.service.node_port);
             for protocol in &plan.service.protocols {
-                let count = match protocol {
-                    Protocol::Tcp => plan.traffic.requests,
-                    Protocol::Udp => plan.traffic.datagrams,
-                };
-                if count > 0 {
+                if planned_count(plan, *protocol) > 0 {
                     let id = requests.len() as u32 + 1;
                     let source_port = Some(OTHER_NODES_PORT + index as u16);
                     requests.push(Request { source_port, ..request(plan, id, *protocol, frontend, ANSWER) });
@@ -225,6 +217,14 @@ impl Questions {
     pub(crate) fn split(&self, mut exchanges: Vec<Exchange>) -> (Vec<Exchange>, Vec<Exchange>) {
         let refusals = exchanges.split_off(self.answerable.min(exchanges.len()));
         (exchanges, refusals)
+    }
+}
+
+/// How often the plan's traffic asks by a protocol.
+const fn planned_count(plan: &Plan, protocol: Protocol) -> u32 {
+    match protocol {
+        Protocol::Tcp => plan.traffic.requests,
+        Protocol::Udp => plan.traffic.datagrams,
     }
 }
 

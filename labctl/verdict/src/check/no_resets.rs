@@ -4,7 +4,6 @@
 
 use labctl_model::Protocol;
 use labctl_wire::Outcome;
-use labctl_wire::packet::TcpFlags;
 
 use crate::proof::Findings;
 use crate::scene::case::Side;
@@ -19,8 +18,7 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut cleared = 0;
     for packet in &story.packets {
         let case = &story.cases[packet.of];
-        let resets = |index: usize| story.headers(index).tcp().is_some_and(|t| t.flags.has(TcpFlags::RST));
-        let Some(sighting) = packet.sightings.iter().find(|s| resets(s.packet)) else { continue };
+        let Some(seen) = story.reset(packet) else { continue };
         if case.refusal {
             continue;
         }
@@ -28,8 +26,8 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
             cleared += 1;
             continue;
         }
-        let point = story.point_name(sighting.packet);
-        findings.offence(sighting.packet, format!("{} was reset, first seen at {point}", case.name()));
+        let point = story.point_name(seen);
+        findings.offence(seen, format!("{} was reset, first seen at {point}", case.name()));
     }
     findings.number("connections", connections);
     findings.number("old_connections_cleared", cleared);

@@ -3,13 +3,12 @@
 
 use datapath_types::DropReason;
 use labctl_model::TrafficPolicy;
-use labctl_wire::packet::TcpFlags;
 use labctl_wire::{Direction, Outcome};
 
 use crate::proof::Findings;
 use crate::scene::case::{Case, Side};
 use crate::scene::place::Place;
-use crate::story::{LogicalPacket, Role, Story};
+use crate::story::{Role, Story};
 
 /// Judges all of them; returns how many there were.
 pub(super) fn judge(findings: &mut Findings, story: &Story<'_>) -> u64 {
@@ -47,7 +46,7 @@ fn refusal(findings: &mut Findings, story: &Story<'_>, index: usize, case: &Case
     for packet in story.packets.iter().filter(|p| p.of == index) {
         let asked = Place::Uplink(case.ingress);
         match packet.side {
-            Side::Reply if story.habits.may_refuse && is_reset(story, packet) => {}
+            Side::Reply if story.habits.may_refuse && story.reset(packet).is_some() => {}
             Side::Reply => {
                 if let Some(seen) = story.seen_at(packet, Place::Client, Direction::In) {
                     findings.offence(seen, format!("{node} has no backend, and {} got a reply", case.name()));
@@ -78,12 +77,6 @@ fn errors(findings: &mut Findings, story: &Story<'_>, index: usize, case: &Case<
     for (packet, _) in about {
         findings.offence(packet, format!("{node} has no backend, and {} got an ICMP error", case.name()));
     }
-}
-
-/// Whether a packet refuses a connection.
-fn is_reset(story: &Story<'_>, packet: &LogicalPacket) -> bool {
-    let resets = |index: usize| story.headers(index).tcp().is_some_and(|tcp| tcp.flags.has(TcpFlags::RST));
-    packet.sightings.iter().any(|s| resets(s.packet))
 }
 
 /// The node counted what it dropped.

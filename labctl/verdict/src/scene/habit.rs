@@ -5,8 +5,8 @@ use labctl_model::Plan;
 /// What a load balancer may do that is neither demanded nor forbidden by a mode.
 #[derive(Debug)]
 pub(crate) struct Habits {
-    /// The node that was asked may forward without taking one from the TTL. Cilium up to 1.13 does
-    /// (`bpf/lib/nodeport.h`: the redirect in `nodeport_lb4` comes before any `ipv4_l3`).
+    /// The node that was asked may forward without taking one from the TTL. Cilium 1.13.17 was
+    /// captured doing so, a development version of 1.18 was not.
     pub(crate) may_keep_ttl: bool,
     /// Source NAT may give packets another IP identification.
     pub(crate) may_change_id: bool,

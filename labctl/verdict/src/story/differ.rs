@@ -278,10 +278,9 @@ fn shared(found: &mut Vec<Altered>, before: &Here<'_>, here: &Here<'_>) -> Optio
         }
         (Transport::Tcp(_), _) | (_, Transport::Tcp(_)) => return None,
         _ => {
-            let ahead = i64::from(new.fragment_offset) - i64::from(old.fragment_offset);
             // The first fragment's UDP checksum is another's matter.
             let (mut a, mut b) = (inside(before, old), inside(here, new));
-            let mut ahead = ahead;
+            let mut ahead = i64::from(new.fragment_offset) - i64::from(old.fragment_offset);
             if old.fragment_offset == 0 {
                 (a, ahead) = (a.get(8..)?, ahead - 8);
             }
@@ -364,9 +363,9 @@ fn transport(found: &mut Vec<Altered>, before: &Here<'_>, here: &Here<'_>, old: 
     let (a, b) = (inside(before, old), inside(here, new));
     // Ports and checksum are others' matter.
     let parts: &[(&str, Range<usize>)] = match &new.transport {
-        Transport::Tcp(tcp) => {
+        Transport::Tcp(_) => {
             let end = tcp_header(b);
-            return tcp_parts(found, a, b, end.min(a.len()).min(b.len()), tcp.payload_len);
+            return tcp_parts(found, a, b, end.min(a.len()).min(b.len()));
         }
         Transport::Udp(_) => &[("UDP length", 4..6), ("payload", 8..usize::MAX)],
         _ => &[("payload", 0..usize::MAX)],
@@ -378,7 +377,7 @@ fn tcp_header(bytes: &[u8]) -> usize {
     bytes.get(12).map_or(20, |b| usize::from(b >> 4) * 4)
 }
 
-fn tcp_parts(found: &mut Vec<Altered>, a: &[u8], b: &[u8], end: usize, _payload: usize) {
+fn tcp_parts(found: &mut Vec<Altered>, a: &[u8], b: &[u8], end: usize) {
     // The usual case: nothing differs, and two comparisons say so.
     if a.len() == b.len() && a.len() > 18 && a[4..16] == b[4..16] && a[18..] == b[18..] {
         return;

@@ -14,6 +14,7 @@ use std::net::SocketAddrV4;
 
 use datapath_types::option::WireOrder;
 use labctl_model::{Plan, ProviderKind, WireFormat};
+use labctl_wire::packet::TcpFlags;
 use labctl_wire::{Captured, Direction, Frame, PointInfo, text};
 
 use crate::evidence::Evidence;
@@ -212,6 +213,12 @@ impl<'a> Story<'a> {
             captured.direction == direction && self.places[captured.point] == Some(place)
         };
         packet.sightings.iter().map(|s| s.packet).find(is_there)
+    }
+
+    /// Where a packet was seen to reset its connection.
+    pub(crate) fn reset(&self, packet: &LogicalPacket) -> Option<usize> {
+        let resets = |index: &usize| self.headers(*index).tcp().is_some_and(|t| t.flags.has(TcpFlags::RST));
+        packet.sightings.iter().map(|s| s.packet).find(resets)
     }
 
     /// Where the client's link saw a packet: sent by the client, or received by it.

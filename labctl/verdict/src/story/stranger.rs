@@ -11,7 +11,7 @@
 
 use std::net::Ipv4Addr;
 
-use labctl_model::ProviderKind;
+use labctl_model::{NodePlan, ProviderKind};
 use labctl_wire::Frame;
 use labctl_wire::packet::{Arp, Mac, Network};
 
@@ -91,13 +91,12 @@ fn mac_on_link(story: &Story<'_>, backend: usize, address: Ipv4Addr) -> Option<O
     if address == pod.address {
         return Some(story.addresses.of(Place::Pod(backend)));
     }
-    let of_node = address == node.address || address == node.pod_gateway || is_link_local(address);
-    of_node.then(|| story.addresses.of(Place::Veth(backend)))
+    is_node_on_link(node, address).then(|| story.addresses.of(Place::Veth(backend)))
 }
 
-/// 169.254.0.0/16: CNI plugins give pods a gateway there.
-const fn is_link_local(address: Ipv4Addr) -> bool {
-    address.is_link_local()
+/// Whether a node may call itself so on the link of one of its pods. CNI plugins give pods a gateway in 169.254.0.0/16.
+fn is_node_on_link(node: &NodePlan, address: Ipv4Addr) -> bool {
+    address == node.address || address == node.pod_gateway || address.is_link_local()
 }
 
 /// ICMPv6 (RFC 4861, 2710, 3810) from nobody or a link-local address, to a link-local or multicast one.
@@ -117,7 +116,7 @@ fn is_probe(story: &Story<'_>, place: Place, src: Ipv4Addr, dst: Ipv4Addr) -> bo
         return false;
     }
     let Some((node, pod)) = story.plan.backends().nth(backend) else { return false };
-    let is_node = |address| address == node.address || address == node.pod_gateway || is_link_local(address);
+    let is_node = |address| is_node_on_link(node, address);
     (is_node(src) && dst == pod.address) || (src == pod.address && is_node(dst))
 }
 
