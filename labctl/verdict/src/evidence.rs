@@ -1,6 +1,6 @@
 //! What a run leaves behind for the judge.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use labctl_model::Plan;
 use labctl_wire::{CaptureFile, Exchange, canary};
@@ -15,6 +15,40 @@ pub struct Canaries {
     /// after the traffic and before the captures stop. In each round every point is sent at least one canary
     /// that it must see.
     pub rounds: u32,
+}
+
+/// Who took the captures, and so what they prove.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// labctl itself, with canaries and the kernel's counters.
+    #[default]
+    Run,
+    /// Somebody else: what was not seen proves nothing, but where somebody vouches for a capture.
+    Files(Vouched),
+}
+
+/// What is said of captures that somebody else took.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vouched {
+    /// Hosts whose captures are said to be whole, from before the first packet until after the last.
+    pub complete: BTreeSet<String>,
+    /// Points (`worker:eth0`) whose captures prove nothing even so, and why.
+    pub unfit: BTreeMap<String, String>,
+    /// Why the order of packets at different hosts is not known.
+    pub unordered: Option<String>,
+    /// Nobody says how large the links' packets may be.
+    pub mtu_unknown: bool,
+}
+
+impl Origin {
+    /// What is said of foreign captures.
+    pub(crate) const fn files(&self) -> Option<&Vouched> {
+        match self {
+            Self::Run => None,
+            Self::Files(vouched) => Some(vouched),
+        }
+    }
 }
 
 /// Everything that the judge may know of a run.
@@ -37,6 +71,16 @@ pub struct Evidence {
     pub uplinks: BTreeMap<String, String>,
     /// Which canaries were sent.
     pub canaries: Canaries,
+    /// Who took the captures.
+    #[serde(default, skip_serializing_if = "is_run")]
+    pub origin: Origin,
+    /// Points (`worker2:lxc1a2b`) that are a node's side of a pod's link, and the pod, where no canary tells.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pod_links: BTreeMap<String, String>,
+}
+
+fn is_run(origin: &Origin) -> bool {
+    *origin == Origin::Run
 }
 
 impl Evidence {
@@ -51,6 +95,8 @@ impl Evidence {
             drops: BTreeMap::new(),
             uplinks: BTreeMap::new(),
             canaries,
+            origin: Origin::Run,
+            pod_links: BTreeMap::new(),
         };
         evidence.prove_live();
         evidence

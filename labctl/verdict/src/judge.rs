@@ -35,7 +35,8 @@ pub fn judge_and_explain(evidence: &Evidence) -> Explained {
 
 fn judge_story(story: &Story<'_>) -> Judgement {
     let result = |(name, check): &(&'static str, check::Check)| {
-        let mut result = expected(conclude(name, check(story).weigh(story)), story.evidence);
+        let by_sight = story.evidence.origin.files().is_some();
+        let mut result = expected(conclude(name, check(story).weigh(story), by_sight), story.evidence);
         show(story, &mut result);
         result
     };
@@ -59,8 +60,9 @@ fn show(story: &Story<'_>, result: &mut CheckResult) {
 }
 
 /// What the evidence says of one check. What was seen counts whatever else is in doubt.
-fn conclude(name: &'static str, found: Weighed) -> CheckResult {
-    let Weighed { skipped, statement, numbers, mut offences, mut doubts } = found;
+/// Of captures that somebody else took it is said how far they show it: more is seldom to be had.
+fn conclude(name: &'static str, found: Weighed, by_sight: bool) -> CheckResult {
+    let Weighed { skipped, statement, counted, numbers, mut offences, mut doubts } = found;
     let (status, summary) = match (skipped, &offences[..], doubts.first()) {
         (Some(why), ..) => {
             (offences, doubts) = Default::default();
@@ -69,7 +71,8 @@ fn conclude(name: &'static str, found: Weighed) -> CheckResult {
         (None, [], None) => (Status::Pass, statement),
         (None, [], Some(doubt)) => {
             let more = more(doubts.len() - 1, "reason");
-            (Status::Inconclusive, format!("cannot be said: {doubt}{more}"))
+            let seen = if by_sight && counted { format!("as far as seen, {statement}; more ") } else { String::new() };
+            (Status::Inconclusive, format!("{seen}cannot be said: {doubt}{more}"))
         }
         (None, [first, rest @ ..], _) => {
             (Status::Fail, format!("{}{}", first.why, more(rest.len(), "offence")))

@@ -18,6 +18,7 @@ extern crate self as labctl_verdict;
 mod check;
 pub mod damage;
 mod evidence;
+pub mod foreign;
 mod judge;
 #[cfg(test)]
 #[expect(dead_code, reason = "unit tests use their own part of the lab on paper")]
@@ -29,7 +30,7 @@ mod scene;
 mod story;
 pub mod view;
 
-pub use evidence::{Canaries, Evidence};
+pub use evidence::{Canaries, Evidence, Origin, Vouched};
 pub use judge::{Explained, judge, judge_and_explain};
 pub use result::{CheckResult, Judgement, Offence, SHOWN, Shown, Status, Verdict};
 pub use view::{Report, SetupFailure};

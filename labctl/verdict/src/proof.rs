@@ -19,6 +19,9 @@ pub(crate) enum Footing {
     Everywhere,
     /// On these places only.
     At(BTreeSet<Place>),
+    /// On the packets that were seen: it holds for them, whatever was not. In a run of our own that is still every place,
+    /// because a packet that was missed there is a fault of the run.
+    Seen,
 }
 
 /// Something that was not seen where it should have been.
@@ -49,6 +52,8 @@ pub(crate) struct Findings {
 pub(crate) struct Weighed {
     pub(crate) skipped: Option<&'static str>,
     pub(crate) statement: String,
+    /// Whether the statement speaks of anything.
+    pub(crate) counted: bool,
     pub(crate) numbers: Vec<Number>,
     pub(crate) offences: Vec<Offence>,
     pub(crate) doubts: BTreeSet<String>,
@@ -114,7 +119,8 @@ impl Findings {
     /// Asks the captures.
     pub(crate) fn weigh(mut self, story: &Story<'_>) -> Weighed {
         let footing = match &self.footing {
-            Footing::Everywhere => everywhere(story),
+            Footing::Seen if story.evidence.origin.files().is_some() => BTreeSet::new(),
+            Footing::Everywhere | Footing::Seen => everywhere(story),
             Footing::At(places) => places.clone(),
         };
         self.doubts.extend(footing.into_iter().filter_map(|place| lack_of_proof(story, place)));
@@ -135,8 +141,9 @@ impl Findings {
                 self.doubts.insert("nothing was looked at".to_owned());
             }
         }
+        let counted = matches!(self.counted, Some((1.., _)));
         let Self { offences, doubts, numbers, statement, skipped, .. } = self;
-        Weighed { skipped, statement, numbers, offences, doubts }
+        Weighed { skipped, statement, counted, numbers, offences, doubts }
     }
 }
 
@@ -171,6 +178,13 @@ pub(crate) fn lack_of_proof(story: &Story<'_>, place: Place) -> Option<String> {
 fn doubt_about(story: &Story<'_>, point: usize) -> Option<String> {
     let info = story.info(point);
     let name = &info.point;
+    if let Some(vouched) = story.evidence.origin.files() {
+        return match vouched.unfit.get(&name.to_string()) {
+            Some(why) => Some(why.clone()),
+            None if vouched.complete.contains(&name.host) => None,
+            None => Some(format!("nobody vouches that the capture on {name} is whole")),
+        };
+    }
     let present = story.present[point];
     match (info.live, info.dropped, info.received) {
         (false, ..) => Some(format!(

@@ -65,12 +65,24 @@ pub struct Captured {
 }
 
 /// Everything that was captured in a run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct CaptureFile {
     /// Points; packets name them by index.
     pub points: Vec<PointInfo>,
     packets: Vec<Captured>,
     store: Vec<u8>,
+}
+
+impl std::fmt::Debug for CaptureFile {
+    /// Points and counts: nobody reads a million packets in a failed assertion.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (packets, bytes) = (self.packets.len(), self.store.len());
+        f.debug_struct("CaptureFile")
+            .field("points", &self.points)
+            .field("packets", &packets)
+            .field("bytes", &bytes)
+            .finish()
+    }
 }
 
 impl CaptureFile {

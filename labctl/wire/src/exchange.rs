@@ -48,6 +48,8 @@ pub enum Outcome {
         /// What differs, with the offset.
         detail: String,
     },
+    /// Nobody recorded it: known from captures alone, which do not show its end.
+    Unknown,
 }
 
 /// Phase times in microseconds; `None` for a phase that was not reached.

@@ -10,12 +10,12 @@ use std::net::SocketAddrV4;
 use datapath_types::option::WireOrder;
 use labctl_wire::packet::{DsrOption, Options};
 
-use crate::proof::Findings;
+use crate::proof::{Findings, Footing};
 use crate::scene::case::Side;
 use crate::story::{Field, Story};
 
 pub(super) fn check(story: &Story<'_>) -> Findings {
-    let mut findings = Findings::default();
+    let mut findings = Findings::resting(Footing::Seen);
     let mut counts = Counts::default();
     for seen in story.seen().filter(|s| !s.is_error && !s.case.refusal) {
         let frame = story.headers(seen.index);
@@ -36,7 +36,7 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     for (_, case) in story.answered().filter(|(_, c)| c.backend.is_none()) {
         findings.doubt(format!("the backend of {} is not known", case.name()));
     }
-    if due > 0 && counts.tagged == 0 && story.habits.must_carry_option {
+    if due > 0 && !between_nodes(story) {
         findings.doubt("no request was seen between ingress node and backend node");
     }
     findings.number("with_option", counts.tagged);
@@ -44,6 +44,14 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     let text = counts.sentence(story, due > 0);
     findings.state(counts.tagged + counts.plain, "packet", text);
     findings
+}
+
+/// Whether a packet that should have it was seen where it should have it.
+fn between_nodes(story: &Story<'_>) -> bool {
+    story.packets.iter().filter(|packet| packet.side == Side::Request && packet.kind.opens()).any(|packet| {
+        let way = story.way(packet.of, Side::Request);
+        packet.sightings.iter().filter_map(|s| s.stage).any(|stage| way[stage].carrier)
+    })
 }
 
 #[derive(Default)]

@@ -25,7 +25,7 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
             }
         }
     }
-    for seen in story.seen().filter(is_arrival) {
+    for seen in story.seen().filter(|seen| is_arrival(story, seen)) {
         let frame = story.headers(seen.index);
         let Some((src, _)) = frame.sockets() else { continue };
         peers[seen.of].get_or_insert(*src.ip());
@@ -64,24 +64,32 @@ fn conclude(findings: &mut Findings, story: &Story<'_>, peers: &[Option<Ipv4Addr
     findings.number("source_rewritten", rewritten);
     let client = story.plan.client.address;
     let ingress = "the node that was asked";
+    let at_pods = story.backends().iter().all(|b| story.is_captured(Place::Pod(b.index)));
+    let who = if at_pods || !is_foreign(story) { "backends saw" } else { "backends' nodes got" };
     let text = match (kept, rewritten) {
-        (_, 0) => format!("backends saw {client} in {kept} of {kept} requests"),
-        (0, _) => format!("backends saw the address of {ingress} in {rewritten} of {rewritten} requests"),
-        _ => format!("backends saw {client} in {kept} requests and the address of {ingress} in {rewritten}"),
+        (_, 0) => format!("{who} {client} in {kept} of {kept} requests"),
+        (0, _) => format!("{who} the address of {ingress} in {rewritten} of {rewritten} requests"),
+        _ => format!("{who} {client} in {kept} requests and the address of {ingress} in {rewritten}"),
     };
     findings.state(kept + rewritten, "request", text);
 }
 
-/// A request where its backend gets it: in the pod, or on the uplink of a hostNetwork backend's other node.
-fn is_arrival(seen: &Seen<'_, '_>) -> bool {
+/// A request where its backend gets it: in the pod, or on the uplink of a hostNetwork backend's other node. Who captures
+/// with tcpdump on the nodes has the latter only.
+fn is_arrival(story: &Story<'_>, seen: &Seen<'_, '_>) -> bool {
     let Some(backend) = seen.case.backend else { return false };
-    let home = if backend.pod.host_network && seen.case.is_remote() {
+    let in_sight = !backend.pod.host_network && (!is_foreign(story) || story.is_captured(Place::Pod(backend.index)));
+    let home = if !in_sight && seen.case.is_remote() {
         Place::Uplink(backend.node)
     } else {
         Place::Pod(backend.index)
     };
     let request = seen.side == Side::Request && !seen.is_error && !seen.case.refusal;
     request && seen.direction == Direction::In && seen.place == home
+}
+
+fn is_foreign(story: &Story<'_>) -> bool {
+    story.evidence.origin.files().is_some()
 }
 
 /// What is wrong with the peer that a backend sees.

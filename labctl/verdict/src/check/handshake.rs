@@ -13,7 +13,12 @@ use crate::scene::place::Place;
 use crate::story::{Kind, Story};
 
 pub(super) fn check(story: &Story<'_>) -> Findings {
-    let mut findings = Findings::resting(Footing::At(BTreeSet::from([Place::Client])));
+    let footing = match story.evidence.origin.files() {
+        // Three packets that were seen are three packets.
+        Some(_) => Footing::Seen,
+        None => Footing::At(BTreeSet::from([Place::Client])),
+    };
+    let mut findings = Findings::resting(footing);
     let opened = openings(story);
     let (mut connections, mut datagrams) = (0, 0);
     for (index, case) in story.answered() {
@@ -45,6 +50,7 @@ fn outcome(findings: &mut Findings, case: &Case<'_>) {
             findings.complaint(format!("{name} timed out waiting for {waiting_for}"));
         }
         Outcome::Failed { error } => findings.complaint(format!("{name} failed: {error}")),
+        Outcome::Unknown => findings.doubt(format!("how {name} ended was not captured")),
         Outcome::Corrupt { detail } => findings.complaint(format!("{name} got a wrong reply: {detail}")),
     }
 }

@@ -6,13 +6,13 @@ use std::collections::BTreeSet;
 
 use labctl_wire::Direction;
 
-use crate::proof::Findings;
+use crate::proof::{Findings, Footing};
 use crate::scene::case::Side;
 use crate::scene::place::Place;
 use crate::story::{Field, Story};
 
 pub(super) fn check(story: &Story<'_>) -> Findings {
-    let mut findings = Findings::default();
+    let mut findings = Findings::resting(Footing::Seen);
     for difference in story.differences.iter().filter(|d| d.field == Field::LinkSource) {
         let what = match difference.side {
             Side::Request => "request frame",

@@ -37,7 +37,7 @@ fn refusal(findings: &mut Findings, story: &Story<'_>, index: usize, case: &Case
         Outcome::TimedOut { .. } => true,
         // Silence is the bundled datapath's promise; others may say no.
         Outcome::Failed { .. } => story.habits.may_refuse,
-        Outcome::Answered | Outcome::Corrupt { .. } => false,
+        Outcome::Answered | Outcome::Corrupt { .. } | Outcome::Unknown => false,
     };
     if !refused {
         findings.complaint(format!("{} to {node}, which has no backend, did not time out", case.name()));

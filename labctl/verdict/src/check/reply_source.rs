@@ -6,13 +6,13 @@ use std::net::Ipv4Addr;
 
 use labctl_wire::{Direction, Frame};
 
-use crate::proof::Findings;
+use crate::proof::{Findings, Footing};
 use crate::scene::case::Side;
 use crate::scene::place::Place;
 use crate::story::{Field, Role, Story};
 
 pub(super) fn check(story: &Story<'_>) -> Findings {
-    let mut findings = Findings::default();
+    let mut findings = Findings::resting(Footing::Seen);
     let replies = story
         .seen()
         .filter(|s| (s.side, s.place, s.direction) == (Side::Reply, Place::Client, Direction::In))

@@ -13,6 +13,7 @@ use crate::story::{Field, LogicalPacket, Story};
 
 pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut findings = Findings::default();
+    story.doubt_order(&mut findings);
     let refused = refusal::judge(&mut findings, story);
     let mut requests = 0;
     for packet in story.packets.iter().filter(|p| p.side == Side::Request) {

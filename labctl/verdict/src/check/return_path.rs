@@ -11,6 +11,7 @@ use crate::story::{Field, LogicalPacket, Story};
 
 pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut findings = Findings::default();
+    story.doubt_order(&mut findings);
     let mut counts = Counts::default();
     for (_, case) in story.answered() {
         if case.backend.is_none() {

@@ -1,6 +1,6 @@
 //! What load balancers are free to do: one table per kind, so that what is allowed is data and never a hole in a check.
 
-use labctl_model::Plan;
+use crate::evidence::Evidence;
 
 /// What a load balancer may do that is neither demanded nor forbidden by a mode.
 #[derive(Debug)]
@@ -25,14 +25,17 @@ pub(crate) struct Habits {
     /// Frames on pod links have the addresses of both ends, and one program forwards them. Others may bridge or
     /// proxy.
     pub(crate) owns_pod_links: bool,
+    /// Client and frontend have other things to do than the run's traffic: their addresses in other packets mean nothing.
+    pub(crate) has_other_traffic: bool,
 }
 
-/// Of a plan's load balancer.
-pub(crate) const fn of(plan: &Plan) -> Habits {
-    if plan.datapath.external {
-        return FOREIGN;
+/// Of the load balancer that was judged.
+pub(crate) const fn of(evidence: &Evidence) -> Habits {
+    let datapath = &evidence.plan.datapath;
+    if datapath.external {
+        return Habits { has_other_traffic: evidence.origin.files().is_some(), ..FOREIGN };
     }
-    Habits { must_strip_option: plan.datapath.strip_option, ..BUNDLED }
+    Habits { must_strip_option: datapath.strip_option, ..BUNDLED }
 }
 
 const BUNDLED: Habits = Habits {
@@ -44,6 +47,7 @@ const BUNDLED: Habits = Habits {
     must_strip_option: true,
     counts_drops: true,
     owns_pod_links: true,
+    has_other_traffic: false,
 };
 
 const FOREIGN: Habits = Habits {
@@ -55,4 +59,5 @@ const FOREIGN: Habits = Habits {
     must_strip_option: false,
     counts_drops: false,
     owns_pod_links: false,
+    has_other_traffic: false,
 };

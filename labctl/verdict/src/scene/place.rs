@@ -56,7 +56,13 @@ fn place(evidence: &Evidence, point: &CapturePoint) -> Option<Place> {
         }
         HostKind::Node => {
             let node = plan.nodes.iter().position(|n| n.name == point.host)?;
-            Some(if is_uplink { Place::Uplink(node) } else { Place::Side(node) })
+            let pod = evidence.pod_links.get(&point.to_string());
+            let link = pod.and_then(|name| plan.backends().position(|(_, pod)| pod.name == *name));
+            Some(match (is_uplink, link) {
+                (true, _) => Place::Uplink(node),
+                (false, Some(backend)) => Place::Veth(backend),
+                (false, None) => Place::Side(node),
+            })
         }
         HostKind::Pod => {
             let index = plan.backends().position(|(_, pod)| pod.name == point.host)?;

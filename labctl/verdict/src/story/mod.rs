@@ -89,7 +89,7 @@ pub(crate) struct Seen<'s, 'a> {
 impl<'a> Story<'a> {
     pub(crate) fn new(evidence: &'a Evidence) -> Self {
         let plan = &evidence.plan;
-        let habits = habit::of(plan);
+        let habits = habit::of(evidence);
         let expected = evidence.exchanges.iter().map(|e| Case::new(plan, &habits, e, false));
         let refused = evidence.refusals.iter().map(|e| Case::new(plan, &habits, e, true));
         let cases: Vec<_> = expected.chain(refused).collect();
@@ -178,6 +178,9 @@ impl<'a> Story<'a> {
 
     /// The first sighting of a packet, in the order of its way, that is earlier than the one before.
     pub(crate) fn out_of_order(&self, packet: &LogicalPacket) -> Option<usize> {
+        if self.evidence.origin.files().is_some_and(|vouched| vouched.unordered.is_some()) {
+            return None;
+        }
         let on_way = packet.sightings.iter().filter(|s| s.stage.is_some());
         let mut latest: Option<(usize, u64)> = None;
         for sighting in on_way {
@@ -194,6 +197,13 @@ impl<'a> Story<'a> {
             }
         }
         None
+    }
+
+    /// Says why the order of packets is not known, if it is not.
+    pub(crate) fn doubt_order(&self, findings: &mut crate::proof::Findings) {
+        if let Some(why) = self.evidence.origin.files().and_then(|vouched| vouched.unordered.as_ref()) {
+            findings.doubt(why.clone());
+        }
     }
 
     /// Whether somebody captured at a place.

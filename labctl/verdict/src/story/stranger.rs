@@ -181,6 +181,9 @@ const fn is_tunnel(port: u16) -> bool {
 }
 
 fn is_frontend(story: &Story<'_>, socket: std::net::SocketAddrV4) -> bool {
+    if story.habits.has_other_traffic {
+        return false;
+    }
     let plan = story.plan;
     let node_port =
         socket.port() == plan.service.node_port && plan.nodes.iter().any(|n| n.address == *socket.ip());
@@ -192,7 +195,7 @@ fn whose(story: &Story<'_>, address: Ipv4Addr, on_client_link: bool) -> Option<&
     let idle = story.plan.service.foreign.is_none();
     if (idle && story.is_backend(address)) || (on_client_link && story.is_pod(address)) {
         Some("pod address")
-    } else if address == story.plan.client.address {
+    } else if !story.habits.has_other_traffic && address == story.plan.client.address {
         Some("the client's address")
     } else {
         None
