@@ -90,6 +90,7 @@ mod help {
             "list",
             "status",
             "verify",
+            "judge",
             "capture",
             "doctor",
             "validate",
@@ -366,5 +367,123 @@ mod unprivileged {
     #[test]
     fn list_needs_no_root() {
         run_unprivileged(&["list"]).expect(0);
+    }
+}
+
+mod judge {
+    use super::*;
+
+    /// Plain captures of real Cilium, taken on the client, on the node that was asked and on the backend's node.
+    fn cilium(name: &str) -> String {
+        format!("{}/tests/captures/cilium-1.13-dsr/{name}.pcap", env!("CARGO_MANIFEST_DIR"))
+    }
+
+    fn all() -> [String; 3] {
+        ["client", "worker", "worker2"].map(cilium)
+    }
+
+    fn judged(files: &[String], more: &[&str]) -> Ran {
+        let mut args = vec!["judge"];
+        args.extend(files.iter().map(String::as_str));
+        args.extend(more);
+        run(&args)
+    }
+
+    #[test]
+    fn three_plain_files_tell_their_story_and_no_more() {
+        let ran = judged(&all(), &[]).expect(6);
+        let text = ran.out.lines().map(|line| match line.rsplit_once(", ") {
+            // The last line ends in how long it took.
+            Some((tally, _)) if line.starts_with("inconclusive") => tally,
+            _ => line,
+        });
+        insta::assert_snapshot!(text.collect::<Vec<_>>().join("\n"));
+    }
+
+    #[test]
+    fn programs_get_what_was_worked_out_and_for_what_somebody_vouches() {
+        let ran = judged(&all(), &["--format", "json", "--complete", "worker"]).expect(6);
+        let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        assert_eq!((&report["schema"], &report["mode"]), (&"labctl.verify/v1".into(), &"dsr".into()));
+        assert_eq!(report["vouched_for"], serde_json::json!(["worker"]));
+        assert_eq!(report["provider"], serde_json::Value::Null);
+        let inferred = report["inferred"].as_array().unwrap();
+        assert!(inferred.contains(&"1 request from client 172.18.0.6 to frontend 172.18.0.4:32000".into()));
+        let checks = report["checks"].as_array().unwrap();
+        let of = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap();
+        for seen in ["handshake", "client-ip", "reply-source", "carrier", "ttl", "l2-source", "unaltered"] {
+            assert_eq!(of(seen)["status"], "pass", "{seen}");
+        }
+        let doubts = of("return-path")["evidence"]["doubts"].to_string();
+        assert!(doubts.contains("on worker2 is whole"), "{doubts}");
+        assert!(!doubts.contains("on worker is whole"), "{doubts}");
+    }
+
+    #[test]
+    fn the_order_and_the_names_of_files_change_nothing() {
+        let files = [format!("c={}", cilium("worker2")), format!("a={}", cilium("client")), format!("b={}", cilium("worker"))];
+        let ran = judged(&files, &["--format", "json"]).expect(6);
+        let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        let inferred = report["inferred"].to_string();
+        for note in ["a is the client's link", "b is the node that was asked", "c is the backend's node"] {
+            assert!(inferred.contains(note), "{inferred}");
+        }
+    }
+
+    #[test]
+    fn one_file_alone_is_no_pass() {
+        for name in ["client", "worker", "worker2"] {
+            let ran = judged(&[cilium(name)], &[]);
+            assert_eq!(ran.code, 6, "{name}\n{}\n{}", ran.out, ran.err);
+        }
+        for pair in [["client", "worker"], ["client", "worker2"], ["worker", "worker2"]] {
+            let ran = judged(&pair.map(cilium), &[]);
+            assert_eq!(ran.code, 6, "{pair:?}\n{}\n{}", ran.out, ran.err);
+        }
+    }
+
+    #[test]
+    fn the_wrong_mode_is_a_failure() {
+        let ran = judged(&all(), &["--mode", "snat"]).expect(1);
+        assert!(ran.out.contains("judged as snat, as was said; the packets look like dsr"), "{}", ran.out);
+        assert!(ran.out.contains("FAIL return-path"), "{}", ran.out);
+    }
+
+    #[test]
+    fn all_packets_are_written_with_the_verdict() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = ["judge", &cilium("client"), &cilium("worker"), &cilium("worker2"), "-w", "all.pcapng"];
+        run_in(dir.path(), &args).expect(6);
+        let written = fs::File::open(dir.path().join("all.pcapng")).unwrap();
+        let capture = labctl_wire::CaptureFile::read(written).unwrap();
+        assert_eq!(capture.packets().len(), 26 + 12 + 10);
+        let again = run_in(dir.path(), &["judge", "all.pcapng"]).expect(6);
+        assert!(again.out.contains("PASS carrier"), "{}", again.out);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("notes.txt"), "no packets").unwrap();
+        fs::write(dir.path().join("empty.pcap"), "").unwrap();
+        for (args, code, expected) in [
+            (&["missing.pcap"][..], 2, "failed to read missing.pcap: No such file or directory"),
+            (&["notes.txt"], 2, "neither pcap nor pcapng, plain or compressed by gzip or zstd (it begins with 6e6f2070)"),
+            (&["empty.pcap"], 2, "the file is empty"),
+            (&["."], 2, ". is a folder\n  → name the captures in it; labctl verify --from judges the folder of a run"),
+            (&["a=notes.txt", "--role", "a=router"], 2, "\"router\" is no role: client, node or pod"),
+            (&["a=notes.txt", "--node", "a"], 2, "it has no \"=\""),
+            (&[], 2, "<FILE>"),
+        ] {
+            let ran = run_in(dir.path(), &[&["judge"], args].concat());
+            assert_eq!(ran.code, code, "{args:?}: {}", ran.err);
+            assert!(ran.err.contains(expected), "{args:?}: {}", ran.err);
+        }
+        let ran = judged(&[cilium("client"), cilium("client")], &[]).expect(2);
+        assert!(ran.err.contains("two files are of host client"), "{}", ran.err);
+        let ran = judged(&[cilium("client"), format!("again={}", cilium("client"))], &[]).expect(6);
+        assert!(ran.err.contains("they hold the same packets at the same times"), "{}", ran.err);
+        let ran = judged(&all(), &["--complete", "worker3"]).expect(6);
+        assert!(ran.err.contains("failed to find host worker3 in these files: hosts are client, worker, worker2"), "{}", ran.err);
     }
 }

@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::ValueEnum;
 use labctl_model::{MAX_REQUESTS, MAX_RESPONSE_BYTES, Plan};
 use labctl_provider::{Lab, Labs};
-use labctl_verdict::{Evidence, Report, SetupFailure, Verdict, judge, view};
+use labctl_verdict::{Evidence, Report, SetupFailure, judge, view};
 
+use super::form::{Form, Format, exit};
 use super::self_test;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, did_you_mean};
@@ -26,12 +26,8 @@ use crate::ui::Ui;
 pub(crate) struct Args {
     /// The lab; may be left out when one is up.
     name: Option<String>,
-    /// How to print the verdict.
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
-    /// Write the verdict into this file instead of to stdout.
-    #[arg(long, short, value_name = "FILE")]
-    output: Option<PathBuf>,
+    #[command(flatten)]
+    form: Form,
     /// TCP requests to send, whatever the lab file says.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_REQUESTS)))]
     requests: Option<u32>,
@@ -59,20 +55,6 @@ pub(crate) struct Args {
     timings: bool,
 }
 
-/// Forms of the verdict.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Format {
-    /// For people.
-    #[default]
-    Text,
-    /// For programs: labctl.verify/v1.
-    Json,
-    /// For CI systems that read JUnit XML.
-    Junit,
-    /// Annotations of a GitHub workflow, and its summary page.
-    Github,
-}
-
 impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
         match &self.from {
@@ -95,7 +77,7 @@ impl Args {
         let run = Prove { lab: &lab, plan: &plan, all_nodes, interrupt: &interrupt, progress: &progress, ui };
         let proven = run.run().inspect_err(|failure| {
             // The failure is reported anyway; a CI system must find it in its own form too.
-            let _ = self.emit(ui, &self.set_up_failed(lab.name(), failure, began));
+            let _ = self.form.emit(ui, &self.set_up_failed(lab.name(), failure, began));
         })?;
         let told = self.tell(&proven.report, &proven.evidence, ui, Some(&proven));
         if self.timings {
@@ -121,11 +103,11 @@ impl Args {
         };
         match &score {
             // One document in a form that programs read.
-            Some(score) if matches!(self.format, Format::Json) => self.emit(ui, &self_test::json(score))?,
+            Some(score) if matches!(self.form.format, Format::Json) => self.form.emit(ui, &self_test::json(score))?,
             Some(score) => {
-                self.emit(ui, &format!("{}\n{}", self.render(report, ui), self_test::text(score)))?;
+                self.form.emit(ui, &format!("{}\n{}", self.form.render(report, ui), self_test::text(score)))?;
             }
-            None => self.emit(ui, &self.render(report, ui))?,
+            None => self.form.emit(ui, &self.form.render(report, ui))?,
         }
         if let Some(proven) = live {
             self.conclude(proven, ui)?;
@@ -133,11 +115,7 @@ impl Args {
         if score.is_some_and(|score| score.missed() > 0) {
             return Ok(Exit::CheckFailed);
         }
-        Ok(match report.verdict {
-            Verdict::Pass => Exit::Ok,
-            Verdict::Fail => Exit::CheckFailed,
-            Verdict::Inconclusive => Exit::Inconclusive,
-        })
+        Ok(exit(report.verdict))
     }
 
     /// The lab's plan with what the command line overrides.
@@ -156,15 +134,6 @@ impl Args {
         Ok(plan)
     }
 
-    fn render(&self, verdict: &Report, ui: &Ui) -> String {
-        match self.format {
-            Format::Text => view::text::render(verdict, self.output.is_none() && ui.paint().is_on()),
-            Format::Json => view::json::render(verdict),
-            Format::Junit => view::junit::render(verdict),
-            Format::Github => view::github::commands(verdict),
-        }
-    }
-
     /// The failure in the form that was asked for; nothing for people, who read it on stderr.
     fn set_up_failed(&self, lab: &str, failure: &Failure, began: Instant) -> String {
         let error = failure.message();
@@ -174,21 +143,10 @@ impl Args {
             error: error.strip_prefix("failed to ").unwrap_or(error).to_owned(),
             duration_ms: began.elapsed().as_millis() as u64,
         };
-        match self.format {
+        match self.form.format {
             Format::Text | Format::Json => String::new(),
             Format::Junit => view::junit::setup_failure(&failure),
             Format::Github => view::github::setup_failure(&failure),
-        }
-    }
-
-    fn emit(&self, ui: &Ui, text: &str) -> Result<(), Failure> {
-        match &self.output {
-            _ if text.is_empty() => Ok(()),
-            None => ui.text(text),
-            Some(path) => std::fs::write(path, text).map_err(|error| {
-                let doing = format!("write the verdict to {}", path.display());
-                Failure::because(Exit::SetupFailed, doing, &error)
-            }),
         }
     }
 
@@ -196,7 +154,7 @@ impl Args {
     fn conclude(&self, proven: &Proven, ui: &Ui) -> Result<(), Failure> {
         let folder = proven.folder.display();
         ui.say(&format!("evidence: {folder}/ (flow.pcapng, evidence.json, results.json, junit.xml)"));
-        match (self.format, std::env::var_os("GITHUB_STEP_SUMMARY")) {
+        match (self.form.format, std::env::var_os("GITHUB_STEP_SUMMARY")) {
             (Format::Github, Some(page)) => append(page.into(), &view::github::summary(&proven.report)),
             _ => Ok(()),
         }

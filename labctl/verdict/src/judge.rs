@@ -10,6 +10,7 @@ use crate::proof::Weighed;
 use crate::result::{CheckResult, Expectation, Judgement, Offence, SHOWN, Shown, Status, Verdict};
 use crate::story::Story;
 use crate::view::comments;
+use crate::words::plural;
 
 /// A judgement and the comments for the packets of its capture; both come of one reading of the evidence.
 #[derive(Debug)]
@@ -83,11 +84,7 @@ fn conclude(name: &'static str, found: Weighed, by_sight: bool) -> CheckResult {
 
 /// ` (and 3 more offences)`, or nothing.
 fn more(count: usize, noun: &str) -> String {
-    match count {
-        0 => String::new(),
-        1 => format!(" (and 1 more {noun})"),
-        n => format!(" (and {n} more {noun}s)"),
-    }
+    if count == 0 { String::new() } else { format!(" (and {})", plural(count as u64, &format!("more {noun}"))) }
 }
 
 /// Holds a result against what the lab file expects: an expected failure that comes is a pass, and what does not come,

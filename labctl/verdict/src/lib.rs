@@ -29,6 +29,7 @@ mod result;
 mod scene;
 mod story;
 pub mod view;
+mod words;
 
 pub use evidence::{Canaries, Evidence, Origin, Vouched};
 pub use judge::{Explained, judge, judge_and_explain};

@@ -132,6 +132,62 @@ fn what_is_seen_to_be_wrong_fails_whoever_captured_it() {
     assert_eq!(failed(&judge(&infer(wrong_option, &Given::default()).unwrap().evidence)), BTreeSet::from(["carrier"]));
 }
 
+/// An outer packet between the nodes, in each tunnel that is known.
+fn wrapped(kind: &str, frame: &[u8]) -> Vec<u8> {
+    let (link, inner) = frame.split_at(14);
+    let option: &[u8] = &[0x01, 0x4b, 0x81, 2, 172, 18, 0, 3, 0x7d, 0, 0, 0];
+    let (protocol, port, head): (u8, u16, Vec<u8>) = match kind {
+        "IPIP" => (4, 0, vec![]),
+        "VXLAN" => (17, 8472, [&[8, 0, 0, 0, 0, 0, 1, 0][..], link].concat()),
+        "Geneve" => (17, 6081, [&[3, 0, 0x65, 0x58, 0, 0, 1, 0][..], option, link].concat()),
+        _ => (17, 6080, vec![0, 4, 0, 0]),
+    };
+    let mut payload = [head, inner.to_vec()].concat();
+    if protocol == 17 {
+        let length = (payload.len() as u16 + 8).to_be_bytes();
+        payload = [&[0xc0, 0, (port >> 8) as u8, port as u8, length[0], length[1], 0, 0][..], &payload].concat();
+    }
+    let total = (payload.len() as u16 + 20).to_be_bytes();
+    let outer = [0x45, 0, total[0], total[1], 0, 0, 0x40, 0, 64, protocol, 0, 0, 172, 18, 0, 3, 172, 18, 0, 2];
+    [link, &outer, &payload].concat()
+}
+
+#[test]
+fn packets_in_tunnels_are_judged_by_what_they_carry() {
+    for kind in ["IPIP", "VXLAN", "Geneve", "GUE"] {
+        let mut capture = taken(Mode::Dsr, |s| s.packet.options.clear(), &UPLINKS);
+        for index in 0..capture.packets().len() {
+            let between = capture.headers(index).sockets().is_some_and(|(_, dst)| dst.port() == 8080);
+            if between {
+                let bytes = wrapped(kind, capture.data(index));
+                capture.replace(index, &bytes);
+            }
+        }
+        let Inferred { evidence, notes } = infer(capture, &Given::default()).unwrap();
+        let judgement = judge(&evidence);
+        assert_eq!(evidence.plan.mode, Mode::Dsr, "{kind}: {notes:#?}");
+        assert_eq!(failed(&judgement), BTreeSet::new(), "{kind}: {}", told(&judgement));
+        let names = if kind == "Geneve" { ", with an option that names 172.18.0.3:32000" } else { "" };
+        let expected = format!("in {kind} from 172.18.0.3 to 172.18.0.2{names}: judged by what they carry");
+        assert!(notes.iter().any(|note| note.ends_with(&expected)), "{kind}: {notes:#?}");
+        assert!(status(&judgement, "carrier").1.contains("another way"), "{}", told(&judgement));
+    }
+}
+
+#[test]
+fn damaged_tunnels_do_not_harm_the_reader() {
+    let capture = taken(Mode::Dsr, |_| (), &UPLINKS);
+    let request = (0..capture.packets().len()).find(|i| capture.data(*i).len() > 60).unwrap();
+    for kind in ["IPIP", "VXLAN", "Geneve", "GUE"] {
+        let whole = wrapped(kind, capture.data(request));
+        for cut in 14..whole.len() {
+            let mut cut_off = capture.clone();
+            cut_off.replace(request, &whole[..cut]);
+            let _ = infer(cut_off, &Given::default()).map(|found| judge(&found.evidence));
+        }
+    }
+}
+
 #[test]
 fn hosts_need_no_telling_names() {
     let mut capture = taken(Mode::Dsr, |_| (), &UPLINKS);
@@ -196,6 +252,32 @@ fn the_same_capture_twice_is_refused() {
     }
     let error = infer(twice, &Given::default()).unwrap_err();
     assert!(matches!(error, InferError::SamePlace { .. } | InferError::Ambiguous { .. }), "{error}");
+}
+
+#[test]
+fn copies_of_packets_are_no_loop_and_no_proof() {
+    let whole = taken(Mode::Dsr, |_| (), &ALL);
+    let mut mirrored = CaptureFile::default();
+    mirrored.points.clone_from(&whole.points);
+    for (index, packet) in whole.packets().iter().enumerate() {
+        for late in [0, 700] {
+            let at = packet.ts_ns + late;
+            mirrored.push(packet.point, at, packet.direction, packet.original_len, whole.data(index));
+        }
+    }
+    mirrored.sort();
+    let Inferred { evidence, .. } = infer(mirrored, &given(&HOSTS)).unwrap();
+    let judgement = judge(&evidence);
+    assert_eq!(judgement.verdict, Verdict::Inconclusive, "{}", told(&judgement));
+    assert!(status(&judgement, "loop").1.contains("packets twice"), "{}", told(&judgement));
+}
+
+#[test]
+fn a_file_cut_short_proves_nothing_whoever_vouches() {
+    let given = Given { shortfalls: BTreeMap::from([("worker".to_owned(), "it ends".to_owned())]), ..given(&HOSTS) };
+    let judgement = judge(&infer(taken(Mode::Dsr, |_| (), &ALL), &given).unwrap().evidence);
+    assert_eq!(judgement.verdict, Verdict::Inconclusive, "{}", told(&judgement));
+    assert!(status(&judgement, "return-path").1.contains("worker:eth0 is not whole: it ends"), "{}", told(&judgement));
 }
 
 #[test]

@@ -10,8 +10,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
 
+use crate::link::{Addresses, Link};
 use crate::packet::{Frame, Mac};
-use crate::pcapng::{self, Block, LINKTYPE_ETHERNET, ReadError, Reader, SNAPLEN_WHOLE, WriteError, Writer};
+use crate::pcapng::{self, Block, Interface, ReadError, Reader, SNAPLEN_WHOLE, WriteError, Writer};
 use crate::point::{CapturePoint, Direction, HostKind};
 
 /// Why a capture could not be read.
@@ -20,9 +21,9 @@ pub enum CaptureError {
     /// The file is damaged.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// An interface is not Ethernet.
+    /// An interface's link type is not understood.
     #[error(
-        "read capture: interface `{name}` has link type {link_type}, and only Ethernet (1) is understood; capture on the interface itself, not on `any`"
+        "read capture: interface `{name}` has link type {link_type}, which is not understood; capture on an Ethernet interface, or on `any`"
     )]
     LinkType {
         /// Interface name in the file.
@@ -45,6 +46,8 @@ pub struct PointInfo {
     pub dropped: Option<u64>,
     /// The interface's own Ethernet address, if the capture says.
     pub mac: Option<Mac>,
+    /// Which Ethernet addresses its frames have.
+    pub addresses: Addresses,
 }
 
 /// One captured packet, without its bytes.
@@ -71,6 +74,19 @@ pub struct CaptureFile {
     pub points: Vec<PointInfo>,
     packets: Vec<Captured>,
     store: Vec<u8>,
+    /// Of each interface that was described.
+    sources: Vec<Source>,
+}
+
+/// An interface of a file.
+#[derive(Clone, Debug)]
+struct Source {
+    /// `None` for a link type that is not understood: its packets are left out.
+    link: Option<Link>,
+    /// Its point; for a file with packets of several interfaces under one, only a pattern for theirs.
+    point: PointInfo,
+    /// Its index among the points, by the kernel's number of the interface where packets tell.
+    points: BTreeMap<Option<u32>, usize>,
 }
 
 impl std::fmt::Debug for CaptureFile {
@@ -103,19 +119,55 @@ impl CaptureFile {
     /// packets in the order of time.
     ///
     /// # Errors
-    /// [`CaptureError::LinkType`].
+    /// [`CaptureError::LinkType`]; whoever goes on has all packets but those of that interface.
     pub fn take(&mut self, block: Block) -> Result<(), CaptureError> {
         match block {
-            Block::Interface(interface) => self.points.push(point_info(&interface)?),
-            Block::Packet(p) => {
-                self.push(p.interface as usize, p.ts_ns, p.direction, p.original_len, &p.data);
+            Block::Interface(interface) => {
+                let link = Link::new(interface.link_type);
+                self.describe(Source::new(&interface, link));
+                if link.is_none() {
+                    let Interface { name, link_type, .. } = interface;
+                    return Err(CaptureError::LinkType { name, link_type });
+                }
             }
+            Block::Packet(p) => self.take_packet(&p),
             Block::Statistics(s) => {
-                let point = &mut self.points[s.interface as usize];
-                (point.received, point.dropped) = (s.received, s.dropped);
+                for point in self.sources[s.interface as usize].points.values() {
+                    let point = &mut self.points[*point];
+                    (point.received, point.dropped) = (s.received, s.dropped);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Adds an interface. One whose packets name the interface that each passed becomes a point for each of these.
+    fn describe(&mut self, mut source: Source) {
+        if source.link.is_some_and(|link| !link.tells_interface()) {
+            source.points.insert(None, self.points.len());
+            self.points.push(source.point.clone());
+        }
+        self.sources.push(source);
+    }
+
+    fn take_packet(&mut self, packet: &pcapng::Packet) {
+        let source = &mut self.sources[packet.interface as usize];
+        let Some(link) = source.link else { return };
+        let framed = link.frame(&packet.data);
+        let point = *source.points.entry(framed.interface).or_insert_with(|| {
+            let mut info = source.point.clone();
+            info.point.interface = framed.interface.map_or_else(String::new, |number| format!("if{number}"));
+            self.points.push(info);
+            self.points.len() - 1
+        });
+        let direction = framed.direction.unwrap_or(packet.direction);
+        let original_len = i64::from(packet.original_len) + framed.longer;
+        let start = self.store.len();
+        self.store.extend_from_slice(framed.header.as_ref().map_or(&[], |header| &header[..]));
+        self.store.extend_from_slice(framed.rest);
+        let len = (self.store.len() - start) as u32;
+        let original_len = u32::try_from(original_len).unwrap_or(0).max(len);
+        self.packets.push(Captured { point, ts_ns: packet.ts_ns, direction, original_len, start, len });
     }
 
     /// Adds a packet behind all others. `original_len` is its length on the wire, never less than what was captured.
@@ -224,7 +276,8 @@ impl CaptureFile {
         let mut guesses = vec![Guess::default(); self.points.len()];
         if self.points.iter().any(|info| info.mac.is_none()) {
             for (i, packet) in self.packets.iter().enumerate() {
-                if self.points[packet.point].mac.is_none() {
+                let info = &self.points[packet.point];
+                if info.mac.is_none() && info.addresses == Addresses::Both {
                     guesses[packet.point].note(packet.direction, &self.headers(i));
                 }
             }
@@ -233,22 +286,24 @@ impl CaptureFile {
     }
 }
 
-fn point_info(interface: &pcapng::Interface) -> Result<PointInfo, CaptureError> {
-    if interface.link_type != LINKTYPE_ETHERNET {
-        return Err(CaptureError::LinkType { name: interface.name.clone(), link_type: interface.link_type });
+impl Source {
+    fn new(interface: &Interface, link: Option<Link>) -> Self {
+        let foreign = || CapturePoint {
+            // Whoever knows the file knows the host.
+            host: String::new(),
+            kind: HostKind::Node,
+            interface: interface.name.clone(),
+        };
+        let point = PointInfo {
+            point: interface.point().unwrap_or_else(foreign),
+            live: false,
+            received: None,
+            dropped: None,
+            mac: interface.mac,
+            addresses: link.map_or(Addresses::None, Link::addresses),
+        };
+        Self { link, point, points: BTreeMap::new() }
     }
-    let foreign = || CapturePoint {
-        host: format!("capture-{}", interface.index),
-        kind: HostKind::Node,
-        interface: interface.name.clone(),
-    };
-    Ok(PointInfo {
-        point: interface.point().unwrap_or_else(foreign),
-        live: false,
-        received: None,
-        dropped: None,
-        mac: interface.mac,
-    })
 }
 
 /// What the traffic of one point says of its Ethernet address, the best witness first: its own ARP, the address

@@ -1,12 +1,15 @@
 //! Packets and capture files.
 //!
-//! Owns: the views of a captured frame, the pcapng format, and what a client and a backend report of one
+//! Owns: the views of a captured frame, capture files of every kind, and what a client and a backend report of one
 //! exchange. Does not own: sockets, files, what packets mean together, or any judgement. Between the node roles and the verdict.
 
 pub mod canary;
 pub mod capture;
 pub mod exchange;
+pub mod file;
+pub mod link;
 pub mod packet;
+pub mod pcap;
 pub mod pcapng;
 pub mod point;
 pub mod text;

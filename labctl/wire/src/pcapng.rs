@@ -1,7 +1,7 @@
 //! The pcapng file format: a writer and a reader, both streaming.
 //!
-//! Owns: the bytes of section header, interface description, enhanced packet and interface statistics
-//! blocks. Does not own: files and sockets (it takes any `Write` or `Read`) or the meaning of a frame
+//! Owns: the bytes of section header, interface description, packet (enhanced, simple, and the obsolete one) and interface
+//! statistics blocks. Does not own: files and sockets (it takes any `Write` or `Read`) or the meaning of a frame
 //! ([`crate::packet`]). The capture role writes with it, the verdict reads with it, and both ends may be
 //! a pipe.
 //!
@@ -12,6 +12,8 @@
 mod read;
 mod write;
 
+pub(crate) use read::Order;
+
 pub use read::{Block, Interface, Packet, ReadError, Reader, Statistics};
 pub use write::{WriteError, Writer};
 
@@ -21,6 +23,10 @@ mod block {
     pub(super) const SECTION: u32 = 0x0a0d_0d0a;
     /// Interface Description Block.
     pub(super) const INTERFACE: u32 = 1;
+    /// Packet Block, obsolete; old programs write it.
+    pub(super) const OLD_PACKET: u32 = 2;
+    /// Simple Packet Block: neither time nor interface.
+    pub(super) const SIMPLE_PACKET: u32 = 3;
     /// Interface Statistics Block.
     pub(super) const STATISTICS: u32 = 5;
     /// Enhanced Packet Block.
@@ -46,10 +52,7 @@ mod code {
 }
 
 /// Byte order magic of the section header.
-const MAGIC: u32 = 0x1a2b_3c4d;
-
-/// `LINKTYPE_ETHERNET`.
-pub const LINKTYPE_ETHERNET: u16 = 1;
+pub(crate) const MAGIC: u32 = 0x1a2b_3c4d;
 
 /// The snap length that means "everything", as tcpdump writes it.
 pub const SNAPLEN_WHOLE: u32 = 262_144;

@@ -74,12 +74,15 @@ pub struct CapturePoint {
     pub host: String,
     /// What it is.
     pub kind: HostKind,
-    /// Interface name inside the host.
+    /// Interface name inside the host; empty if the file does not say.
     pub interface: String,
 }
 
 impl std::fmt::Display for CapturePoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.host, self.interface)
+        match self.interface.as_str() {
+            "" => f.write_str(&self.host),
+            interface => write!(f, "{}:{interface}", self.host),
+        }
     }
 }

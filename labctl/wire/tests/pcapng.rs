@@ -231,6 +231,8 @@ fn garbage_never_panics() {
 fn installed(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if found.is_err() {
+        let required = std::env::var_os("LABCTL_REQUIRE_WITNESS").is_some_and(|v| v == "1");
+        assert!(!required, "{program} is not installed");
         println!("skipped: {program} is not installed");
     }
     found.is_ok()

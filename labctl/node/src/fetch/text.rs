@@ -12,6 +12,7 @@ pub fn describe(exchange: &Exchange) -> String {
     let Exchange { id, protocol, local, remote, .. } = exchange;
     let mut line = format!("#{id} {protocol} {local} -> {remote}: ");
     match &exchange.outcome {
+        Outcome::Unknown => line.push_str("of unknown outcome"),
         Outcome::Answered => line.push_str("answered"),
         Outcome::TimedOut { waiting_for } => {
             let _infallible = write!(line, "timed out waiting for the {waiting_for}");

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::proof::Findings;
-use crate::scene::case::Case;
+use crate::scene::case::{Case, Waypoint};
 use crate::scene::place::Place;
 use crate::story::{LogicalPacket, Story};
 
@@ -40,10 +40,10 @@ struct Ledger {
 impl Ledger {
     fn enter(&mut self, findings: &mut Findings, story: &Story<'_>, packet: &LogicalPacket, case: &Case<'_>) {
         let way = story.way(packet.of, packet.side);
-        let Some(end) = way.len().checked_sub(1) else { return };
-        let (sent, arrived) = (packet.at(0), packet.at(end));
+        let Some((start, end)) = ends(story, way) else { return };
+        let (sent, arrived) = (packet.at(start), packet.at(end));
         if let (None, Some(arrived)) = (sent, arrived) {
-            let place = way[0].spot.place;
+            let place = way[start].spot.place;
             let why =
                 format!("{}: a packet arrived that {} never sent", case.name(), story.place_name(place));
             findings.absent(place, Some(arrived), why);
@@ -91,6 +91,17 @@ impl Ledger {
         let text = format!("{arrived} of {sent} packets arrived at the other end{drops}");
         findings.state(sent, "packet being sent", text);
     }
+}
+
+/// Where a way begins and ends: in captures that somebody else took, as far as these go.
+fn ends(story: &Story<'_>, way: &[Waypoint]) -> Option<(usize, usize)> {
+    let last = way.len().checked_sub(1)?;
+    if story.evidence.origin.files().is_none() {
+        return Some((0, last));
+    }
+    let captured = |stage: &usize| story.is_captured(way[*stage].spot.place);
+    let ends = (0..=last).find(captured).zip((0..=last).rfind(captured));
+    ends.filter(|(start, end)| start < end)
 }
 
 /// The node that had a packet when it was last seen: it came in and did not go on.

@@ -11,6 +11,7 @@ use crate::proof::{Findings, Footing};
 use crate::scene::case::{Case, Side};
 use crate::scene::place::Place;
 use crate::story::{Kind, Story};
+use crate::words::plural;
 
 pub(super) fn check(story: &Story<'_>) -> Findings {
     let footing = match story.evidence.origin.files() {
@@ -37,7 +38,11 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     findings.state(
         connections + datagrams,
         "request",
-        format!("{connections} connections opened, {datagrams} datagrams, every request answered"),
+        format!(
+            "{} opened, {}, every request answered",
+            plural(connections, "connection"),
+            plural(datagrams, "datagram")
+        ),
     );
     findings
 }

@@ -8,6 +8,7 @@ use labctl_wire::Outcome;
 use crate::proof::Findings;
 use crate::scene::case::Side;
 use crate::story::{Kind, LogicalPacket, Story};
+use crate::words::plural;
 
 pub(super) fn check(story: &Story<'_>) -> Findings {
     let connections = story.answered().filter(|(_, c)| c.protocol == Protocol::Tcp).count() as u64;
@@ -32,7 +33,7 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     findings.number("connections", connections);
     findings.number("old_connections_cleared", cleared);
     let old = if cleared > 0 { format!(", {cleared} of old ones on the same port") } else { String::new() };
-    findings.state(connections, "connection", format!("0 resets in {connections} connections{old}"));
+    findings.state(connections, "connection", format!("0 resets in {}{old}", plural(connections, "connection")));
     findings
 }
 

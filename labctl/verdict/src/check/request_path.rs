@@ -10,6 +10,7 @@ use crate::proof::Findings;
 use crate::scene::case::{Case, Side};
 use crate::scene::place::Place;
 use crate::story::{Field, LogicalPacket, Story};
+use crate::words::plural;
 
 pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut findings = Findings::default();
@@ -38,7 +39,8 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
         _ => "the node that was asked",
     };
     let nodes = if asked.len() > 1 { format!(", {} nodes asked", asked.len()) } else { String::new() };
-    let text = format!("{requests} requests went client, {via}, backend in order{nodes}{refused}");
+    let requested = plural(requests, "request");
+    let text = format!("{requested} went client, {via}, backend in order{nodes}{refused}");
     findings.state(requests, "request leaving the client", text);
     findings
 }

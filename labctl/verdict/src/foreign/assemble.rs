@@ -34,6 +34,7 @@ pub(super) fn evidence(
     given: &Given,
     notes: &mut Vec<String>,
 ) -> Evidence {
+    let guessed = places.direct(&mut capture);
     leave_out(&mut capture, flows);
     let exchanges = exchanges(&capture, flows, given, places);
     let hosts = Hosts::new(&capture, flows, places, given, notes);
@@ -58,7 +59,7 @@ pub(super) fn evidence(
             }
             At::Side => {}
         }
-        if places.guessed(&capture, index) {
+        if guessed.contains(&index) {
             let why = format!("{point} has neither directions nor Ethernet addresses: which way its packets went is taken from what they are");
             vouched.unfit.insert(point.to_string(), why);
         }

@@ -4,22 +4,26 @@
 //! reading files ([`labctl_wire`]), or any judgement. What it makes is [`Evidence`] of the same shape as a run's; its
 //! [`crate::Origin`] says that nothing in it is proven whole.
 //!
-//! openings → flows (who asked whom, and what became of it) → places (where each capture was taken) → plan and
+//! tunnels and copies taken away → openings → flows (who asked whom, and what became of it) → places (where each capture was taken) → plan and
 //! exchanges → clocks. Nothing is guessed silently: each step leaves a note, and what the packets do not tell is an
 //! error that names the flag which does.
 
 mod assemble;
 mod clock;
+mod copies;
 mod flows;
 mod places;
+mod tunnels;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use labctl_model::Mode;
+use labctl_wire::packet::Network;
 use labctl_wire::{CaptureFile, HostKind};
 
-use crate::evidence::Evidence;
+use crate::evidence::{Evidence, Origin};
+use crate::words;
 
 /// What is known beforehand. Everything else is worked out from the packets.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +42,8 @@ pub struct Given {
     pub roles: BTreeMap<String, HostKind>,
     /// Hosts whose captures somebody says are whole.
     pub complete: BTreeSet<String>,
+    /// Hosts whose files are not whole, and what is missing.
+    pub shortfalls: BTreeMap<String, String>,
 }
 
 /// What came of it.
@@ -97,12 +103,53 @@ pub enum InferError {
 pub fn infer(mut capture: CaptureFile, given: &Given) -> Result<Inferred, InferError> {
     let mut notes = Vec::new();
     check_names(&capture, given)?;
+    copies::of_files(&capture)?;
+    let unfit = unfit(&mut capture, given);
+    tunnels::take_apart(&mut capture, &mut notes);
+    count_ipv6(&capture, &mut notes);
     let flows = flows::find(&capture, given, &mut notes)?;
     let places = places::find(&capture, &flows, given, &mut notes)?;
-    places.direct(&mut capture);
     let mut evidence = assemble::evidence(capture, &flows, &places, given, &mut notes);
+    if let Origin::Files(vouched) = &mut evidence.origin {
+        vouched.unfit.extend(unfit);
+    }
     clock::align(&mut evidence, &mut notes);
+    if given.complete.is_empty() {
+        notes.push("nobody vouches for any capture: what was not seen proves nothing; --complete HOST vouches for one that ran from before the first packet until after the last".to_owned());
+    }
     Ok(Inferred { evidence, notes })
+}
+
+/// IPv6 over TCP and UDP; what a link says to itself is no traffic.
+fn count_ipv6(capture: &CaptureFile, notes: &mut Vec<String>) {
+    let carries = |packet: &usize| {
+        let frame = capture.headers(*packet);
+        let next = capture.data(*packet).get(frame.header_len + 6);
+        frame.network == Network::Other(0x86dd)
+            && next.is_some_and(|next| [datapath_types::PROTO_TCP, datapath_types::PROTO_UDP].contains(next))
+    };
+    let count = (0..capture.packets().len()).filter(carries).count();
+    if count > 0 {
+        notes.push(format!("{} of TCP and UDP over IPv6, which is not judged", plural(count, "packet")));
+    }
+}
+
+/// Points that prove nothing whoever vouches for them, and why.
+fn unfit(capture: &mut CaptureFile, given: &Given) -> BTreeMap<String, String> {
+    let copies = copies::take_out(capture);
+    let mut unfit = BTreeMap::new();
+    for (index, info) in capture.points.iter().enumerate() {
+        let name = info.point.to_string();
+        if let Some(shortfall) = given.shortfalls.get(&info.point.host) {
+            unfit.insert(name, format!("the capture on {} is not whole: {shortfall}", info.point));
+        } else if let Some(count) = copies.get(&index) {
+            let why = format!("the capture on {} has {} twice", info.point, plural(*count, "packet"));
+            unfit.insert(name, why);
+        } else if let Some(dropped @ 1..) = info.dropped {
+            unfit.insert(name, format!("the capture on {} lost {}", info.point, plural(dropped as usize, "packet")));
+        }
+    }
+    unfit
 }
 
 /// A name that no capture has would be a typing error without consequences.
@@ -118,7 +165,6 @@ fn check_names(capture: &CaptureFile, given: &Given) -> Result<(), InferError> {
     }
 }
 
-/// `1 connection`, `2 connections`.
 fn plural(count: usize, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+    words::plural(count as u64, noun)
 }

@@ -8,7 +8,6 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use labctl_wire::packet::{Mac, Network};
 use labctl_wire::{CaptureFile, Direction, HostKind};
-use rustc_hash::FxHashSet;
 
 use super::flows::{Flow, Flows};
 use super::{Given, InferError};
@@ -72,7 +71,6 @@ pub(super) fn find(
     given: &Given,
     notes: &mut Vec<String>,
 ) -> Result<Places, InferError> {
-    copies(capture)?;
     let seen = look(capture, flows);
     let kinds = kinds(capture, &seen, given)?;
     let at = places(capture, &seen, &kinds)?;
@@ -88,49 +86,22 @@ pub(super) fn find(
     Ok(places)
 }
 
-/// A file and its copy, or a part of it.
-fn copies(capture: &CaptureFile) -> Result<(), InferError> {
-    let of = |point: usize| -> FxHashSet<(u64, &[u8])> {
-        let packets = capture.packets().iter().enumerate().filter(move |(_, p)| p.point == point);
-        packets.map(|(index, p)| (p.ts_ns, capture.data(index))).collect()
-    };
-    let sets: Vec<_> = (0..capture.points.len()).map(of).collect();
-    for second in 0..sets.len() {
-        // One packet may be at both ends of a link at the same microsecond, but not each time.
-        let is_copy = |first: &usize| {
-            let (a, b) = (&sets[*first], &sets[second]);
-            let (less, more) = if a.len() < b.len() { (a, b) } else { (b, a) };
-            less.len() > 1 && less.is_subset(more) && has_clock(less)
-        };
-        if let Some(first) = (0..second).find(is_copy) {
-            let name = |point: usize| capture.points[point].point.to_string();
-            let place = "one interface: they hold the same packets at the same times".to_owned();
-            return Err(InferError::SamePlace { first: name(first), second: name(second), place });
-        }
-    }
-    Ok(())
-}
-
-/// Whether times tell packets apart.
-fn has_clock(packets: &FxHashSet<(u64, &[u8])>) -> bool {
-    let first = packets.iter().next().map(|(at, _)| *at);
-    packets.iter().any(|(at, _)| Some(*at) != first)
-}
-
 fn look(capture: &CaptureFile, flows: &Flows) -> Vec<Seen> {
     let mut seen = vec![Seen::default(); capture.points.len()];
     for flow in &flows.all {
         let mut forms = vec![(false, false); seen.len()];
         for sight in &flow.sights {
             let frame = capture.headers(sight.packet);
-            let (link, here) = ((frame.src, frame.dst), &mut seen[sight.point]);
+            let here = &mut seen[sight.point];
+            // Link types without Ethernet addresses have zeros.
+            let link = (frame.src != Mac::default()).then_some((frame.src, frame.dst));
             if sight.pair == flow.outside {
-                here.outside.insert(link);
+                here.outside.extend(link);
                 here.asked.insert(flow.outside.1);
                 here.outside_ttl = here.outside_ttl.max(sight.ttl);
                 forms[sight.point].0 = true;
             } else {
-                here.inside.insert(link);
+                here.inside.extend(link);
                 here.served.insert(sight.pair.1);
                 here.inside_ttl = here.inside_ttl.max(sight.ttl);
                 forms[sight.point].1 = true;
@@ -246,7 +217,6 @@ fn senders(seen: &[Seen], kinds: &[Option<HostKind>]) -> BTreeSet<Mac> {
             senders.extend(seen.inside.iter().map(|(src, _)| *src));
         }
     }
-    // Link types without Ethernet addresses have none.
     senders.remove(&Mac::default());
     senders
 }
@@ -365,8 +335,9 @@ impl Places {
     }
 
     /// Gives each frame its direction, where the file does not say: from Ethernet addresses, else, where links have none,
-    /// from what the packet is.
-    pub(super) fn direct(&self, capture: &mut CaptureFile) {
+    /// from what the packet is. Returns the points where that last resort was taken.
+    pub(super) fn direct(&self, capture: &mut CaptureFile) -> BTreeSet<usize> {
+        let mut guessed = BTreeSet::new();
         for packet in 0..capture.packets().len() {
             let captured = capture.packets()[packet];
             if captured.direction != Direction::Unknown {
@@ -376,18 +347,17 @@ impl Places {
             let direction = match self.points[captured.point].mac {
                 Some(own) if frame.src == own => Direction::Out,
                 Some(_) => Direction::In,
-                None => self.by_content(captured.point, frame.sockets()),
+                None => {
+                    guessed.insert(captured.point);
+                    self.by_content(captured.point, frame.sockets())
+                }
             };
             capture.packets_mut()[packet].direction = direction;
         }
         for (info, point) in capture.points.iter_mut().zip(&self.points) {
             info.mac = info.mac.or(point.mac);
         }
-    }
-
-    /// Whether a point's directions come from [`Self::direct`]'s last resort.
-    pub(super) fn guessed(&self, capture: &CaptureFile, point: usize) -> bool {
-        self.points[point].mac.is_none() && capture.packets().iter().any(|p| p.point == point)
+        guessed
     }
 
     fn by_content(&self, point: usize, sockets: Option<(SocketAddrV4, SocketAddrV4)>) -> Direction {

@@ -9,6 +9,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use datapath_types::{PROTO_TCP, PROTO_UDP};
+use labctl_wire::link::Addresses;
 use labctl_wire::packet::{Frame, Ipv4, Transport};
 use labctl_wire::{Direction, canary};
 use rustc_hash::FxHashMap;
@@ -140,7 +141,8 @@ impl Assigner {
         if story.places[captured.point].is_none() {
             return Role::Elsewhere;
         }
-        let own = story.addresses.of_point(captured.point);
+        let told = story.info(captured.point).addresses == Addresses::Both;
+        let own = story.addresses.of_point(captured.point).filter(|_| told);
         let not_ours = own.is_some_and(|own| own != frame.dst) && !frame.dst.is_group();
         if captured.direction == Direction::In && not_ours {
             return Role::Overheard;

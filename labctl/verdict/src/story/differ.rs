@@ -9,6 +9,7 @@ use std::net::SocketAddrV4;
 use std::ops::Range;
 
 use labctl_wire::Frame;
+use labctl_wire::link::Addresses;
 use labctl_wire::packet::{Ipv4, Mac, Tcp, TcpFlags, Transport};
 
 use super::follow::LogicalPacket;
@@ -126,10 +127,17 @@ impl<'s> Walk<'_, 's, '_> {
             return;
         }
         let (from, to) = point.link;
+        let told = self.story.info(self.story.captured(here.index).point).addresses;
         for (field, place, found) in
             [(Field::LinkSource, from, here.frame.src), (Field::LinkDestination, to, here.frame.dst)]
         {
-            if let Some(expected) = self.story.addresses.of(place)
+            let is_told = match told {
+                Addresses::Both => true,
+                Addresses::Sender => field == Field::LinkSource,
+                Addresses::None => false,
+            };
+            if is_told
+                && let Some(expected) = self.story.addresses.of(place)
                 && expected != found
             {
                 let expected = format!("{expected} of {}", self.story.place_name(place));

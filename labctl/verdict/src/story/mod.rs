@@ -257,7 +257,10 @@ impl<'a> Story<'a> {
     /// What users call a place: `worker:eth0`.
     pub(crate) fn place_name(&self, place: Place) -> String {
         let plan = self.plan;
-        let uplink = |host: &str| format!("{host}:{}", self.evidence.uplink(host));
+        let uplink = |host: &str| match self.evidence.uplink(host) {
+            "" => host.to_owned(),
+            interface => format!("{host}:{interface}"),
+        };
         match place {
             Place::Client => uplink(&plan.client.name),
             Place::Uplink(node) => uplink(&plan.nodes[node].name),

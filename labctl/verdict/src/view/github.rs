@@ -35,7 +35,8 @@ pub fn setup_failure(failure: &SetupFailure) -> String {
 /// Markdown for `$GITHUB_STEP_SUMMARY`.
 pub fn summary(report: &Report) -> String {
     let mut out = String::new();
-    let Report { lab, mode, provider, verdict, run, duration_ms, .. } = report;
+    let Report { lab, mode, verdict, run, duration_ms, .. } = report;
+    let provider = report.source();
     // Writing to a string cannot fail.
     let _ = writeln!(out, "### labctl verify {lab}: {verdict}\n");
     let _ = writeln!(out, "Mode {mode}, provider {provider}, {run}, {duration_ms} ms: {}.\n", report.tally());

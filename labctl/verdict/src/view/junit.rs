@@ -19,7 +19,7 @@ pub fn render(report: &Report) -> String {
     };
     suite.properties(&[
         ("mode", report.mode.to_string()),
-        ("provider", report.provider.to_string()),
+        ("provider", report.source()),
         ("run", report.run.clone()),
         ("verdict", report.verdict.to_string()),
     ]);

@@ -13,6 +13,7 @@ pub mod text;
 use labctl_model::{Mode, Plan, ProviderKind};
 use serde::Serialize;
 
+use crate::evidence::Evidence;
 use crate::result::{CheckResult, Judgement, Offence, SHOWN, Status, Verdict};
 
 /// Name and version of the JSON form.
@@ -27,14 +28,21 @@ pub struct Report {
     pub lab: String,
     /// Forwarding mode.
     pub mode: Mode,
-    /// Where the lab runs.
-    pub provider: ProviderKind,
+    /// Where the lab runs; absent for captures that somebody else took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider: Option<ProviderKind>,
     /// The answer.
     pub verdict: Verdict,
     /// From the start of the run to the verdict.
     pub duration_ms: u64,
-    /// Name of the run, `run-0007`.
+    /// Name of the run, `run-0007`, or of the files.
     pub run: String,
+    /// What was worked out from the packets of somebody else's captures, a sentence each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inferred: Vec<String>,
+    /// Hosts whose captures are whole by somebody's word alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub vouched_for: Vec<String>,
     /// Results, in the order of [`labctl_model::CHECK_NAMES`].
     pub checks: Vec<CheckResult>,
 }
@@ -46,12 +54,37 @@ impl Report {
             schema: SCHEMA,
             lab: plan.lab.clone(),
             mode: plan.mode,
-            provider: plan.provider,
+            provider: Some(plan.provider),
             verdict: judgement.verdict,
             duration_ms,
             run: run.to_owned(),
+            inferred: Vec::new(),
+            vouched_for: Vec::new(),
             checks: judgement.checks,
         }
+    }
+
+    /// The report of captures that somebody else took.
+    pub fn of_files(
+        evidence: &Evidence,
+        files: &str,
+        duration_ms: u64,
+        inferred: Vec<String>,
+        judgement: Judgement,
+    ) -> Self {
+        let vouched = evidence.origin.files();
+        let vouched_for = vouched.map_or_else(Vec::new, |v| v.complete.iter().cloned().collect());
+        Self {
+            provider: None,
+            inferred,
+            vouched_for,
+            ..Self::new(&evidence.plan, files, duration_ms, judgement)
+        }
+    }
+
+    /// What the packets come from: a provider's name, or `files`.
+    fn source(&self) -> String {
+        self.provider.map_or_else(|| "files".to_owned(), |provider| provider.to_string())
     }
 
     /// How many checks ended so.

@@ -1,5 +1,6 @@
 //! The form for terminals: a line per check, and below one that did not pass the first packets that show why.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::{Report, details};
@@ -11,21 +12,37 @@ const SHOWN: usize = 3;
 /// The report as text, with ANSI colours if wanted.
 pub fn render(report: &Report, colour: bool) -> String {
     let mut out = String::new();
-    let width = report.checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
-    for check in &report.checks {
+    for note in &report.inferred {
         // Writing to a string cannot fail.
+        let _ = writeln!(out, " {note}");
+    }
+    if !report.inferred.is_empty() {
+        out.push('\n');
+    }
+    let width = report.checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
+    let mut told = BTreeSet::new();
+    for check in &report.checks {
         let _ = writeln!(out, " {} {:width$}  {}", tag(check.status, colour), check.name, check.summary);
         if matches!(check.status, Status::Fail | Status::Inconclusive) {
-            below(&mut out, check);
+            below(&mut out, check, &mut told);
         }
     }
     let seconds = (report.duration_ms / 1000, report.duration_ms % 1000 / 100);
     let verdict = paint(verdict_status(report.verdict), &report.verdict.to_string(), colour);
-    let _ = writeln!(out, "{verdict}: {}, {}.{} s", report.tally(), seconds.0, seconds.1);
+    let word = match &report.vouched_for[..] {
+        [] => String::new(),
+        hosts => format!(", by the word of --complete for {}", hosts.join(", ")),
+    };
+    let _ = writeln!(out, "{verdict}{word}: {}, {}.{} s", report.tally(), seconds.0, seconds.1);
     out
 }
 
-fn below(out: &mut String, check: &CheckResult) {
+/// The lines behind a result; reasons that stand under an earlier check already are not repeated.
+fn below<'r>(out: &mut String, check: &'r CheckResult, told: &mut BTreeSet<&'r BTreeSet<String>>) {
+    if check.offences.is_empty() && !told.insert(&check.doubts) {
+        let _ = writeln!(out, "        for the reasons above");
+        return;
+    }
     let lines = details(check);
     for line in lines.iter().take(SHOWN) {
         let _ = writeln!(out, "        {line}");

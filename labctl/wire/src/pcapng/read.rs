@@ -68,7 +68,7 @@ pub struct Interface {
     pub name: String,
     /// `if_description`, empty if absent.
     pub description: String,
-    /// `LINKTYPE_*`; [`super::LINKTYPE_ETHERNET`] is the one that [`crate::packet`] parses.
+    /// `LINKTYPE_*`; [`crate::link`] says what each means.
     pub link_type: u16,
     /// Largest number of captured bytes, 0 for no limit.
     pub snaplen: u32,
@@ -96,7 +96,7 @@ impl Interface {
 pub struct Packet {
     /// Number of its interface over all sections.
     pub interface: u32,
-    /// Time in nanoseconds, converted from the interface's resolution.
+    /// Time in nanoseconds, converted from the interface's resolution; 0 in a Simple Packet Block, which has none.
     pub ts_ns: u64,
     /// Bytes on the wire.
     pub original_len: u32,
@@ -121,22 +121,22 @@ pub struct Statistics {
     pub dropped: Option<u64>,
 }
 
-/// Byte order of a section.
+/// Byte order of a section, or of a classic file.
 #[derive(Clone, Copy, Debug)]
-enum Order {
+pub(crate) enum Order {
     Little,
     Big,
 }
 
 impl Order {
-    fn u16(self, b: [u8; 2]) -> u16 {
+    pub(crate) fn u16(self, b: [u8; 2]) -> u16 {
         match self {
             Self::Little => u16::from_le_bytes(b),
             Self::Big => u16::from_be_bytes(b),
         }
     }
 
-    fn u32(self, b: [u8; 4]) -> u32 {
+    pub(crate) fn u32(self, b: [u8; 4]) -> u32 {
         match self {
             Self::Little => u32::from_le_bytes(b),
             Self::Big => u32::from_be_bytes(b),
@@ -173,6 +173,14 @@ impl Clock {
     }
 }
 
+/// What packets need to know of their interface.
+#[derive(Clone, Copy, Debug)]
+struct Described {
+    clock: Clock,
+    /// 0 for no limit.
+    snaplen: u32,
+}
+
 /// `if_tsresol`: a power of ten, or of two if the top bit is set. `None` if it does not fit 64 bits.
 fn resolution(byte: u8) -> Option<u64> {
     let exponent = u32::from(byte & 0x7f);
@@ -188,8 +196,8 @@ pub struct Reader<R: Read> {
     order: Order,
     /// Interfaces of the earlier sections: their numbers begin anew in each section.
     base: u32,
-    /// Clocks of this section's interfaces.
-    clocks: Vec<Clock>,
+    /// This section's interfaces.
+    interfaces: Vec<Described>,
     started: bool,
     ended: bool,
     body: Vec<u8>,
@@ -216,7 +224,7 @@ impl<R: Read> Reader<R> {
             offset: 0,
             order: Order::Little,
             base: 0,
-            clocks: Vec::new(),
+            interfaces: Vec::new(),
             started: false,
             ended: false,
             body: Vec::new(),
@@ -228,6 +236,8 @@ impl<R: Read> Reader<R> {
             let found = match raw.kind {
                 block::INTERFACE => Some(Block::Interface(self.interface(raw)?)),
                 block::PACKET => Some(Block::Packet(self.packet(raw)?)),
+                block::OLD_PACKET => Some(Block::Packet(self.old_packet(raw)?)),
+                block::SIMPLE_PACKET => Some(Block::Packet(self.simple_packet(raw)?)),
                 block::STATISTICS => Some(Block::Statistics(self.statistics(raw)?)),
                 _ => None,
             };
@@ -296,8 +306,8 @@ impl<R: Read> Reader<R> {
             }
         };
         self.started = true;
-        self.base += self.clocks.len() as u32;
-        self.clocks.clear();
+        self.base += self.interfaces.len() as u32;
+        self.interfaces.clear();
         Ok(())
     }
 
@@ -306,7 +316,7 @@ impl<R: Read> Reader<R> {
         let [t0, t1, _, _, s0, s1, s2, s3] = head;
         let mut clock = Clock::default();
         let mut found = Interface {
-            index: self.base + self.clocks.len() as u32,
+            index: self.base + self.interfaces.len() as u32,
             name: String::new(),
             description: String::new(),
             link_type: self.order.u16([t0, t1]),
@@ -328,22 +338,39 @@ impl<R: Read> Reader<R> {
                 _ => {}
             }
         }
-        self.clocks.push(clock);
+        self.interfaces.push(Described { clock, snaplen: found.snaplen });
         Ok(found)
     }
 
     fn packet(&self, raw: Raw) -> Result<Packet, ReadError> {
         let (head, rest) = self.split::<20>(raw)?;
-        let (interface, clock) = self.clock(raw, self.word(&head, 0))?;
-        let captured = self.word(&head, 12) as usize;
-        let padded = captured + padding(captured);
+        self.timed_packet(raw, self.word(&head, 0), &head, rest)
+    }
+
+    /// The obsolete Packet Block (section A.1 of the draft): as an enhanced one, but for two numbers of 16 bits in the first
+    /// word, the interface and a count of drops.
+    fn old_packet(&self, raw: Raw) -> Result<Packet, ReadError> {
+        let (head, rest) = self.split::<20>(raw)?;
+        self.timed_packet(raw, u32::from(self.order.u16([head[0], head[1]])), &head, rest)
+    }
+
+    fn timed_packet(
+        &self,
+        raw: Raw,
+        interface: u32,
+        head: &[u8; 20],
+        rest: &[u8],
+    ) -> Result<Packet, ReadError> {
+        let (interface, clock) = self.clock(raw, interface)?;
+        let captured = self.word(head, 12) as usize;
+        let padded = captured.saturating_add(padding(captured));
         if padded > rest.len() {
             return Err(raw.bad("it holds less data than it says"));
         }
         let mut found = Packet {
             interface,
-            ts_ns: clock.nanoseconds(self.units(&head)),
-            original_len: self.word(&head, 16),
+            ts_ns: clock.nanoseconds(self.units(head)),
+            original_len: self.word(head, 16),
             data: rest[..captured].to_vec(),
             direction: Direction::Unknown,
             comment: None,
@@ -361,6 +388,26 @@ impl<R: Read> Reader<R> {
             }
         }
         Ok(found)
+    }
+
+    /// A Simple Packet Block (section 4.4): of the section's first interface, at no known time, and as long as that
+    /// interface's snap length lets it be.
+    fn simple_packet(&self, raw: Raw) -> Result<Packet, ReadError> {
+        let (head, rest) = self.split::<4>(raw)?;
+        let first = self.interfaces.first();
+        let first = first.ok_or_else(|| raw.bad("it comes before any interface was described"))?;
+        let original_len = self.order.u32(head);
+        let limit = if first.snaplen == 0 { u32::MAX } else { first.snaplen };
+        let captured = original_len.min(limit) as usize;
+        let data = rest.get(..captured).ok_or_else(|| raw.bad("it holds less data than it says"))?.to_vec();
+        Ok(Packet {
+            interface: self.base,
+            ts_ns: 0,
+            original_len,
+            data,
+            direction: Direction::Unknown,
+            comment: None,
+        })
     }
 
     fn statistics(&self, raw: Raw) -> Result<Statistics, ReadError> {
@@ -386,9 +433,9 @@ impl<R: Read> Reader<R> {
 
     /// The interface of a packet or of counters, by its number in this section.
     fn clock(&self, raw: Raw, number: u32) -> Result<(u32, Clock), ReadError> {
-        let clock = self.clocks.get(number as usize);
-        let clock = clock.ok_or_else(|| raw.bad("it names an interface that was not described"))?;
-        Ok((self.base + number, *clock))
+        let described = self.interfaces.get(number as usize);
+        let described = described.ok_or_else(|| raw.bad("it names an interface that was not described"))?;
+        Ok((self.base + number, described.clock))
     }
 
     /// The fixed part of the body and what follows.

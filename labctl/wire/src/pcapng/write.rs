@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use super::{LINKTYPE_ETHERNET, MAGIC, block, code, padding};
+use super::{MAGIC, block, code, padding};
 use crate::packet::Mac;
 use crate::point::{CapturePoint, Direction};
 
@@ -87,10 +87,10 @@ impl<W: Write> Writer<W> {
         description: &str,
         mac: Option<Mac>,
     ) -> Result<u32, WriteError> {
-        let name = point.to_string();
+        let name = format!("{}:{}", point.host, point.interface);
         let description = format!("{}: {description}", point.kind);
         self.begin(block::INTERFACE);
-        self.u16(LINKTYPE_ETHERNET);
+        self.u16(crate::link::ETHERNET);
         self.u16(0); // reserved
         self.u32(snaplen);
         self.option(code::INTERFACE_NAME, name.as_bytes(), "interface name")?;
