@@ -421,7 +421,11 @@ mod judge {
 
     #[test]
     fn the_order_and_the_names_of_files_change_nothing() {
-        let files = [format!("c={}", cilium("worker2")), format!("a={}", cilium("client")), format!("b={}", cilium("worker"))];
+        let files = [
+            format!("c={}", cilium("worker2")),
+            format!("a={}", cilium("client")),
+            format!("b={}", cilium("worker")),
+        ];
         let ran = judged(&files, &["--format", "json"]).expect(6);
         let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
         let inferred = report["inferred"].to_string();
@@ -468,9 +472,17 @@ mod judge {
         fs::write(dir.path().join("empty.pcap"), "").unwrap();
         for (args, code, expected) in [
             (&["missing.pcap"][..], 2, "failed to read missing.pcap: No such file or directory"),
-            (&["notes.txt"], 2, "neither pcap nor pcapng, plain or compressed by gzip or zstd (it begins with 6e6f2070)"),
+            (
+                &["notes.txt"],
+                2,
+                "neither pcap nor pcapng, plain or compressed by gzip or zstd (it begins with 6e6f2070)",
+            ),
             (&["empty.pcap"], 2, "the file is empty"),
-            (&["."], 2, ". is a folder\n  → name the captures in it; labctl verify --from judges the folder of a run"),
+            (
+                &["."],
+                2,
+                ". is a folder\n  → name the captures in it; labctl verify --from judges the folder of a run",
+            ),
             (&["a=notes.txt", "--role", "a=router"], 2, "\"router\" is no role: client, node or pod"),
             (&["a=notes.txt", "--node", "a"], 2, "it has no \"=\""),
             (&[], 2, "<FILE>"),
@@ -484,6 +496,10 @@ mod judge {
         let ran = judged(&[cilium("client"), format!("again={}", cilium("client"))], &[]).expect(6);
         assert!(ran.err.contains("they hold the same packets at the same times"), "{}", ran.err);
         let ran = judged(&all(), &["--complete", "worker3"]).expect(6);
-        assert!(ran.err.contains("failed to find host worker3 in these files: hosts are client, worker, worker2"), "{}", ran.err);
+        assert!(
+            ran.err.contains("failed to find host worker3 in these files: hosts are client, worker, worker2"),
+            "{}",
+            ran.err
+        );
     }
 }

@@ -103,9 +103,12 @@ impl Args {
         };
         match &score {
             // One document in a form that programs read.
-            Some(score) if matches!(self.form.format, Format::Json) => self.form.emit(ui, &self_test::json(score))?,
+            Some(score) if matches!(self.form.format, Format::Json) => {
+                self.form.emit(ui, &self_test::json(score))?
+            }
             Some(score) => {
-                self.form.emit(ui, &format!("{}\n{}", self.form.render(report, ui), self_test::text(score)))?;
+                self.form
+                    .emit(ui, &format!("{}\n{}", self.form.render(report, ui), self_test::text(score)))?;
             }
             None => self.form.emit(ui, &self.form.render(report, ui))?,
         }

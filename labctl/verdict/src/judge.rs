@@ -72,7 +72,11 @@ fn conclude(name: &'static str, found: Weighed, by_sight: bool) -> CheckResult {
         (None, [], None) => (Status::Pass, statement),
         (None, [], Some(doubt)) => {
             let more = more(doubts.len() - 1, "reason");
-            let seen = if by_sight && counted { format!("as far as seen, {statement}; more ") } else { String::new() };
+            let seen = if by_sight && counted {
+                format!("as far as seen, {statement}; more ")
+            } else {
+                String::new()
+            };
             (Status::Inconclusive, format!("{seen}cannot be said: {doubt}{more}"))
         }
         (None, [first, rest @ ..], _) => {
@@ -84,7 +88,11 @@ fn conclude(name: &'static str, found: Weighed, by_sight: bool) -> CheckResult {
 
 /// ` (and 3 more offences)`, or nothing.
 fn more(count: usize, noun: &str) -> String {
-    if count == 0 { String::new() } else { format!(" (and {})", plural(count as u64, &format!("more {noun}"))) }
+    if count == 0 {
+        String::new()
+    } else {
+        format!(" (and {})", plural(count as u64, &format!("more {noun}")))
+    }
 }
 
 /// Holds a result against what the lab file expects: an expected failure that comes is a pass, and what does not come,

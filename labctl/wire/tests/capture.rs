@@ -24,7 +24,7 @@ fn points() -> Vec<PointInfo> {
         received: Some(9),
         dropped: Some(0),
         mac: None,
-            addresses: labctl_wire::link::Addresses::Both,
+        addresses: labctl_wire::link::Addresses::Both,
     };
     hosts.map(info).to_vec()
 }

@@ -112,7 +112,10 @@ fn read(bytes: &[u8]) -> CaptureFile {
 fn is_the_datagram(capture: &CaptureFile, index: usize) {
     let frame = capture.frame(index);
     let (src, dst) = frame.sockets().unwrap();
-    assert_eq!((src.to_string().as_str(), dst.to_string().as_str()), ("172.18.0.1:40000", "172.18.0.3:32000"));
+    assert_eq!(
+        (src.to_string().as_str(), dst.to_string().as_str()),
+        ("172.18.0.1:40000", "172.18.0.3:32000")
+    );
     assert_eq!(&capture.data(index)[frame.payload()], b"hi");
     assert_eq!(frame.original_len, 44);
 }
@@ -157,7 +160,8 @@ fn every_link_type_becomes_a_frame() {
     ] {
         is_the_datagram(&read(&pcap(Order::Little, true, link, &[bytes])), 0);
     }
-    for (kind, direction) in [(0, Direction::In), (1, Direction::In), (3, Direction::In), (4, Direction::Out)] {
+    for (kind, direction) in [(0, Direction::In), (1, Direction::In), (3, Direction::In), (4, Direction::Out)]
+    {
         let capture = read(&pcap(Order::Big, false, 113, &[sll(kind)]));
         assert_eq!(capture.packets()[0].direction, direction);
         assert_eq!((capture.headers(0).src, capture.headers(0).dst), (Mac(SENDER), Mac::default()));
@@ -296,7 +300,8 @@ fn corpus() -> Vec<(String, Vec<u8>)> {
     for order in [Order::Little, Order::Big] {
         let name = if order == Order::Little { "little" } else { "big" };
         for link in [1u32, 0, 12, 101, 108, 113, 228, 229, 276] {
-            let packets = [ethernet(), packet(), [&[8, 0, 0, 0, 0, 0, 0, 2, 0, 1, 0, 6][..], &packet()].concat()];
+            let packets =
+                [ethernet(), packet(), [&[8, 0, 0, 0, 0, 0, 0, 2, 0, 1, 0, 6][..], &packet()].concat()];
             files.push((format!("{name}-{link}.pcap"), pcap(order, link % 2 == 0, link, &packets)));
         }
         let first = [order.half(0), order.half(0)].concat().try_into().unwrap();

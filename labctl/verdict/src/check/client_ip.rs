@@ -78,7 +78,8 @@ fn conclude(findings: &mut Findings, story: &Story<'_>, peers: &[Option<Ipv4Addr
 /// with tcpdump on the nodes has the latter only.
 fn is_arrival(story: &Story<'_>, seen: &Seen<'_, '_>) -> bool {
     let Some(backend) = seen.case.backend else { return false };
-    let in_sight = !backend.pod.host_network && (!is_foreign(story) || story.is_captured(Place::Pod(backend.index)));
+    let in_sight =
+        !backend.pod.host_network && (!is_foreign(story) || story.is_captured(Place::Pod(backend.index)));
     let home = if !in_sight && seen.case.is_remote() {
         Place::Uplink(backend.node)
     } else {

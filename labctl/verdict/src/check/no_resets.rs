@@ -33,7 +33,11 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     findings.number("connections", connections);
     findings.number("old_connections_cleared", cleared);
     let old = if cleared > 0 { format!(", {cleared} of old ones on the same port") } else { String::new() };
-    findings.state(connections, "connection", format!("0 resets in {}{old}", plural(connections, "connection")));
+    findings.state(
+        connections,
+        "connection",
+        format!("0 resets in {}{old}", plural(connections, "connection")),
+    );
     findings
 }
 

@@ -11,7 +11,7 @@ use labctl_model::{
     Affinity, ClientPlan, DatapathPlan, Mode, NodePlan, NodeRole, Plan, PodPlan, Protocol, ProviderKind,
     ServicePlan, TrafficPlan, TrafficPolicy, WireFormat,
 };
-use labctl_wire::packet::{Transport, TcpFlags};
+use labctl_wire::packet::{TcpFlags, Transport};
 use labctl_wire::{CaptureFile, Exchange, HostKind, Outcome, Timings};
 use rustc_hash::FxHashMap;
 
@@ -60,7 +60,9 @@ pub(super) fn evidence(
             At::Side => {}
         }
         if guessed.contains(&index) {
-            let why = format!("{point} has neither directions nor Ethernet addresses: which way its packets went is taken from what they are");
+            let why = format!(
+                "{point} has neither directions nor Ethernet addresses: which way its packets went is taken from what they are"
+            );
             vouched.unfit.insert(point.to_string(), why);
         }
     }
@@ -128,9 +130,7 @@ fn answered(capture: &CaptureFile, flows: &Flows) -> BTreeSet<usize> {
         let frame = capture.headers(packet);
         let (Some(ip), Some(pair)) = (frame.ipv4(), frame.sockets()) else { continue };
         let (protocol, speaks) = match &ip.transport {
-            Transport::Tcp(tcp) => {
-                (Protocol::Tcp, tcp.payload_len > 0 || tcp.flags.has(TcpFlags::FIN))
-            }
+            Transport::Tcp(tcp) => (Protocol::Tcp, tcp.payload_len > 0 || tcp.flags.has(TcpFlags::FIN)),
             _ => (Protocol::Udp, true),
         };
         if let (true, Some(flow)) = (speaks, backwards.get(&(protocol, pair))) {
@@ -209,7 +209,10 @@ impl Hosts {
             hosts.backends.push((backend, node, name));
         }
         for node in hosts.nodes.iter().filter(|node| node.address.is_unspecified()) {
-            notes.push(format!("the address of {} is not known; --node {}=ADDRESS gives it", node.name, node.name));
+            notes.push(format!(
+                "the address of {} is not known; --node {}=ADDRESS gives it",
+                node.name, node.name
+            ));
         }
         hosts.masquerades(flows);
         hosts
@@ -395,15 +398,29 @@ fn mode(hosts: &Hosts, flows: &Flows, given: &Given, notes: &mut Vec<String>) ->
             flows.all.iter().any(|flow| hosts.nodes[*node].address == *flow.outside.1.ip())
         });
     let (mode, why) = match (tcp, udp) {
-        ((0, 0), (0, 0)) => (Mode::Snat, "no request was seen behind the load balancer: what it does with addresses is not known".to_owned()),
-        ((1.., 0), (0, 1..)) => (Mode::Hybrid, "backends see the client's socket in TCP, and another in UDP".to_owned()),
+        ((0, 0), (0, 0)) => (
+            Mode::Snat,
+            "no request was seen behind the load balancer: what it does with addresses is not known"
+                .to_owned(),
+        ),
+        ((1.., 0), (0, 1..)) => {
+            (Mode::Hybrid, "backends see the client's socket in TCP, and another in UDP".to_owned())
+        }
         ((kept, 0), (also, 0)) if at_home => {
             let count = plural(kept + also, "request");
-            (Mode::Local, format!("the client's socket is kept in {count} to a backend on the node that was asked"))
+            (
+                Mode::Local,
+                format!("the client's socket is kept in {count} to a backend on the node that was asked"),
+            )
         }
         ((kept, 0), (also, 0)) => {
             let count = plural(kept + also, "request");
-            (Mode::Dsr, format!("a backend on another node than the one asked sees the client's own socket in {count}"))
+            (
+                Mode::Dsr,
+                format!(
+                    "a backend on another node than the one asked sees the client's own socket in {count}"
+                ),
+            )
         }
         ((_, a), (_, b)) => {
             let count = plural(a + b, "request");

@@ -18,12 +18,15 @@ pub(super) fn align(evidence: &mut Evidence, notes: &mut Vec<String>) {
     let hosts = hosts(evidence);
     let slack = slack(evidence, &hosts);
     if slack.values().all(|slack| *slack >= 0) {
-        return if let Some(why) = without_clock(evidence) { unordered(evidence, why, notes) };
+        return if let Some(why) = without_clock(evidence) {
+            unordered(evidence, why, notes)
+        };
     }
     match offsets(&slack, hosts.iter().max().map_or(0, |last| last + 1)) {
         Some(offsets) => shift(evidence, &hosts, &offsets, notes),
         None => {
-            let why = "the captures' clocks contradict each other: packets arrive before they leave".to_owned();
+            let why =
+                "the captures' clocks contradict each other: packets arrive before they leave".to_owned();
             unordered(evidence, why, notes);
         }
     }
@@ -92,7 +95,10 @@ fn shift(evidence: &mut Evidence, hosts: &[usize], offsets: &Offsets, notes: &mu
         let first = hosts.iter().position(|host| *host == hosts[index]) == Some(index);
         if by > 0 && first {
             let micros = by / 1_000;
-            notes.push(format!("the clock of {} is set {micros} us forward: packets arrived there before they had left", info.point.host));
+            notes.push(format!(
+                "the clock of {} is set {micros} us forward: packets arrived there before they had left",
+                info.point.host
+            ));
         }
     }
 }

@@ -77,13 +77,15 @@ pub(super) fn find(
     given: &Given,
     notes: &mut Vec<String>,
 ) -> Result<Flows, InferError> {
-    let candidates: Vec<Flow> = openings(capture).into_iter().filter_map(|(key, sights)| flow(capture, key, sights)).collect();
+    let candidates: Vec<Flow> =
+        openings(capture).into_iter().filter_map(|(key, sights)| flow(capture, key, sights)).collect();
     let frontend = frontend(&candidates, given, notes)?;
     let frontends = alike(&candidates, frontend);
     let (asked, others): (Vec<_>, Vec<_>) =
         candidates.into_iter().partition(|flow| frontends.contains(&flow.outside.1));
     let client = client(&asked, given, notes)?;
-    let (mut all, rest): (Vec<_>, Vec<_>) = asked.into_iter().partition(|flow| *flow.outside.0.ip() == client);
+    let (mut all, rest): (Vec<_>, Vec<_>) =
+        asked.into_iter().partition(|flow| *flow.outside.0.ip() == client);
     if !rest.is_empty() {
         let count = plural(rest.len(), "request");
         notes.push(format!("{count} of other clients left out; --client ADDRESS chooses another"));
@@ -189,11 +191,7 @@ fn is_outside(capture: &CaptureFile, a: Pair, b: Pair, sights: &[Sight]) -> bool
 }
 
 /// The frontend that is asked most; one behind which addresses change goes first.
-fn frontend(
-    candidates: &[Flow],
-    given: &Given,
-    notes: &mut Vec<String>,
-) -> Result<SocketAddrV4, InferError> {
+fn frontend(candidates: &[Flow], given: &Given, notes: &mut Vec<String>) -> Result<SocketAddrV4, InferError> {
     let mut asked: BTreeMap<SocketAddrV4, (usize, usize)> = BTreeMap::new();
     for flow in candidates {
         let (changed, all) = asked.entry(flow.outside.1).or_default();
@@ -204,7 +202,11 @@ fn frontend(
         if asked.contains_key(&frontend) {
             return Ok(frontend);
         }
-        let known = if asked.is_empty() { "no request at all".to_owned() } else { format!("asked are {}", list(asked.keys())) };
+        let known = if asked.is_empty() {
+            "no request at all".to_owned()
+        } else {
+            format!("asked are {}", list(asked.keys()))
+        };
         return Err(InferError::NotThere { what: format!("a request to {frontend}"), known });
     }
     let best = asked.iter().max_by_key(|(socket, counts)| (**counts, std::cmp::Reverse(**socket)));
@@ -217,7 +219,8 @@ fn frontend(
             "no request was seen before and behind a load balancer: {frontend} is only the socket that is asked most"
         ));
     }
-    let rest: Vec<_> = asked.iter().filter(|(s, (changed, _))| *changed > 0 && s.port() != frontend.port()).collect();
+    let rest: Vec<_> =
+        asked.iter().filter(|(s, (changed, _))| *changed > 0 && s.port() != frontend.port()).collect();
     if !rest.is_empty() {
         let rest = list(rest.iter().map(|(socket, _)| *socket));
         notes.push(format!("other frontends left out: {rest}; --frontend ADDRESS:PORT chooses another"));
@@ -248,12 +251,11 @@ fn alike(candidates: &[Flow], frontend: SocketAddrV4) -> BTreeSet<SocketAddrV4> 
 fn client(asked: &[Flow], given: &Given, notes: &mut Vec<String>) -> Result<Ipv4Addr, InferError> {
     let mut count: BTreeMap<Ipv4Addr, usize> = BTreeMap::new();
     asked.iter().for_each(|flow| *count.entry(*flow.outside.0.ip()).or_default() += 1);
-    let known = || format!("clients are {}", count.keys().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+    let known =
+        || format!("clients are {}", count.keys().map(ToString::to_string).collect::<Vec<_>>().join(", "));
     match given.client {
         Some(client) if count.contains_key(&client) => Ok(client),
-        Some(client) => {
-            Err(InferError::NotThere { what: format!("a request of {client}"), known: known() })
-        }
+        Some(client) => Err(InferError::NotThere { what: format!("a request of {client}"), known: known() }),
         None => {
             let most = count.iter().max_by_key(|(address, count)| (**count, std::cmp::Reverse(**address)));
             if count.len() > 1 {

@@ -146,7 +146,10 @@ fn unfit(capture: &mut CaptureFile, given: &Given) -> BTreeMap<String, String> {
             let why = format!("the capture on {} has {} twice", info.point, plural(*count, "packet"));
             unfit.insert(name, why);
         } else if let Some(dropped @ 1..) = info.dropped {
-            unfit.insert(name, format!("the capture on {} lost {}", info.point, plural(dropped as usize, "packet")));
+            unfit.insert(
+                name,
+                format!("the capture on {} lost {}", info.point, plural(dropped as usize, "packet")),
+            );
         }
     }
     unfit

@@ -188,7 +188,8 @@ fn behind(capture: &CaptureFile, seen: &[Seen], kinds: &mut [Option<HostKind>]) 
         let other_end = (0..seen.len()).any(|p| {
             kinds[p] == Some(HostKind::Node) && !seen[p].both && !seen[p].inside.is_disjoint(&here.inside)
         });
-        let asked = || (0..seen.len()).filter(|p| kinds[*p] == Some(HostKind::Node) && !seen[*p].asked.is_empty());
+        let asked =
+            || (0..seen.len()).filter(|p| kinds[*p] == Some(HostKind::Node) && !seen[*p].asked.is_empty());
         let kept_home = asked().next().is_some() && !asked().any(|p| seen[p].both);
         let inner = node_above || other_end || kept_home;
         kinds[point] = Some(match (same_host, inner, here.answered) {
@@ -197,11 +198,7 @@ fn behind(capture: &CaptureFile, seen: &[Seen], kinds: &mut [Option<HostKind>]) 
             (false, false, false) => {
                 let info = &capture.points[point].point;
                 let why = "the backend's node and its pod look alike".to_owned();
-                return Err(InferError::Ambiguous {
-                    point: info.to_string(),
-                    host: info.host.clone(),
-                    why,
-                });
+                return Err(InferError::Ambiguous { point: info.to_string(), host: info.host.clone(), why });
             }
         });
     }
@@ -242,7 +239,8 @@ fn places(capture: &CaptureFile, seen: &[Seen], kinds: &[HostKind]) -> Result<Ve
 /// The interface of a point's host that requests come by: as the client sends them, else with the highest TTL.
 fn uplink(capture: &CaptureFile, seen: &[Seen], kinds: &[HostKind], point: usize) -> usize {
     let host = &capture.points[point].point.host;
-    let of_host = (0..seen.len()).filter(|p| kinds[*p] == HostKind::Node && capture.points[*p].point.host == *host);
+    let of_host =
+        (0..seen.len()).filter(|p| kinds[*p] == HostKind::Node && capture.points[*p].point.host == *host);
     let rank = |p: &usize| (!seen[*p].asked.is_empty(), seen[*p].inside_ttl, std::cmp::Reverse(*p));
     of_host.max_by_key(rank).unwrap_or(point)
 }

@@ -36,11 +36,14 @@ struct Inside<'p> {
 
 /// Replaces each tunnelled packet by what it carries.
 pub(super) fn take_apart(capture: &mut CaptureFile, notes: &mut Vec<String>) {
-    let mut tunnels: BTreeMap<(&'static str, Ipv4Addr, Ipv4Addr), (usize, Option<SocketAddrV4>)> = BTreeMap::new();
+    let mut tunnels: BTreeMap<(&'static str, Ipv4Addr, Ipv4Addr), (usize, Option<SocketAddrV4>)> =
+        BTreeMap::new();
     for packet in 0..capture.packets().len() {
         for _ in 0..DEEPEST {
             let frame = capture.headers(packet);
-            let (Some(ip), Some(inside)) = (frame.ipv4(), inside(capture.data(packet), &frame)) else { break };
+            let (Some(ip), Some(inside)) = (frame.ipv4(), inside(capture.data(packet), &frame)) else {
+                break;
+            };
             let (count, frontend) = tunnels.entry((inside.kind, ip.src, ip.dst)).or_default();
             *count += 1;
             *frontend = frontend.or(inside.frontend);
@@ -51,7 +54,8 @@ pub(super) fn take_apart(capture: &mut CaptureFile, notes: &mut Vec<String>) {
         }
     }
     for ((kind, from, to), (count, frontend)) in tunnels {
-        let names = frontend.map_or_else(String::new, |socket| format!(", with an option that names {socket}"));
+        let names =
+            frontend.map_or_else(String::new, |socket| format!(", with an option that names {socket}"));
         let count = plural(count, "packet");
         notes.push(format!("{count} in {kind} from {from} to {to}{names}: judged by what they carry"));
     }
@@ -61,7 +65,9 @@ fn inside<'p>(data: &'p [u8], frame: &Frame) -> Option<Inside<'p>> {
     let ip = frame.ipv4()?;
     let at = frame.header_len + ip.header_len;
     match &ip.transport {
-        Transport::Other(IP_IN_IP) => Some(Inside { kind: "IPIP", packet: ipv4(data.get(at..)?)?, frontend: None }),
+        Transport::Other(IP_IN_IP) => {
+            Some(Inside { kind: "IPIP", packet: ipv4(data.get(at..)?)?, frontend: None })
+        }
         Transport::Udp(udp) => {
             let payload = data.get(udp.payload.clone())?;
             match udp.dst_port {

@@ -244,7 +244,7 @@ impl<'s> Walk<'_, 's, '_> {
     /// Everything else is as it was at the last sighting.
     fn rest(&mut self, point: &Waypoint, before: &Here<'_>, here: &Here<'_>) {
         let (Some(old), Some(new)) = (before.frame.ipv4(), here.frame.ipv4()) else { return };
-        let changes_id = self.story.habits.may_change_id;
+        let changes_id = self.story.may_change_id(self.packet.of);
         let mut found = Vec::new();
         header(&mut found, before, here, old, new, changes_id);
         transport(&mut found, before, here, old, new);

@@ -135,10 +135,10 @@ struct Piece {
 }
 
 impl Piece {
-    fn read(story: &Story<'_>, packet: usize, side: Side) -> Option<Self> {
+    fn read(story: &Story<'_>, of: usize, packet: usize, side: Side) -> Option<Self> {
         let frame = story.headers(packet);
         let ip = frame.ipv4()?;
-        let id = if story.habits.may_change_id { 0 } else { ip.id };
+        let id = if story.may_change_id(of) { 0 } else { ip.id };
         let key = match &ip.transport {
             Transport::Tcp(tcp) => Key {
                 kind: Kind::of(tcp),
@@ -176,7 +176,7 @@ pub(super) fn follow(story: &mut Story<'_>) {
         }
         for &index in &order[starts[of]..starts[of + 1]] {
             let Role::Exchange(_, side) = story.roles[index] else { continue };
-            let Some(piece) = Piece::read(story, index, side) else { continue };
+            let Some(piece) = Piece::read(story, of, index, side) else { continue };
             case.follow(of, stage(story, of, &piece), &piece);
         }
         case.finish();

@@ -18,7 +18,7 @@ use labctl_wire::packet::TcpFlags;
 use labctl_wire::{Captured, Direction, Frame, PointInfo, text};
 
 use crate::evidence::Evidence;
-use crate::scene::case::{Backend, Case, Side, Waypoint, backends};
+use crate::scene::case::{Backend, Case, Rewrite, Side, Waypoint, backends};
 use crate::scene::habit::{self, Habits};
 use crate::scene::place::{Addresses, Place, places};
 
@@ -204,6 +204,11 @@ impl<'a> Story<'a> {
         if let Some(why) = self.evidence.origin.files().and_then(|vouched| vouched.unordered.as_ref()) {
             findings.doubt(why.clone());
         }
+    }
+
+    /// Whether a case's packets may get another IP identification on their way: only whoever gives them another source may.
+    pub(crate) fn may_change_id(&self, case: usize) -> bool {
+        self.habits.may_change_id && self.cases[case].rewrite() != Rewrite::Never
     }
 
     /// Whether somebody captured at a place.

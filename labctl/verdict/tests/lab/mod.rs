@@ -227,7 +227,7 @@ impl<'s> Paper<'s> {
                 received: None,
                 dropped: Some(0),
                 mac: None,
-            addresses: labctl_wire::link::Addresses::Both,
+                addresses: labctl_wire::link::Addresses::Both,
             });
         };
         add("client", HostKind::Client, "eth0");
