@@ -91,6 +91,7 @@ mod help {
             "status",
             "verify",
             "judge",
+            "export",
             "capture",
             "doctor",
             "validate",

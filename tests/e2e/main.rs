@@ -3,6 +3,7 @@
 
 mod agent;
 mod ask;
+mod files;
 mod hostile;
 mod kernel;
 mod lab;

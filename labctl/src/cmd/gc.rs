@@ -1,5 +1,7 @@
 //! `labctl gc`: removes what killed commands left.
 
+use std::path::Path;
+
 use labctl_model::ProviderKind;
 use labctl_provider::{DownReport, LabState, Labs, LockError, PROVIDERS};
 
@@ -7,12 +9,23 @@ use crate::cmd::down::removed;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
 use crate::host::require_privileges;
+use crate::run::kept_runs::{self, Collected, Retention};
 use crate::run::{Interrupt, complete};
 use crate::ui::Ui;
 
 /// Remove what killed commands left behind; labs that are up stay.
+///
+/// Of the runs under the current directory (.labctl/LAB/run-NNNN) those go whose verify was killed, and with --keep-runs or
+/// --keep-size the oldest.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Keep the last N runs of each lab.
+    #[arg(long, value_name = "N")]
+    keep_runs: Option<usize>,
+    /// Keep so much of all runs together, and in any case the last of each lab.
+    #[arg(long, value_name = "MIB")]
+    keep_size: Option<u32>,
+}
 
 /// What has been removed so far, and whether something could not be.
 #[derive(Default)]
@@ -27,6 +40,7 @@ impl Args {
         let _interrupt = Interrupt::take_over()?;
         let labs = Labs::new();
         let mut tally = Tally::default();
+        self.runs(ui, &mut tally);
         for provider in PROVIDERS {
             match may_collect(&labs, provider) {
                 Ok(true) => collect(&labs, provider, ui, &mut tally)?,
@@ -38,6 +52,23 @@ impl Args {
             ui.say("nothing to remove");
         }
         Ok(tally.failed.unwrap_or(Exit::Ok))
+    }
+
+    /// Evidence that nobody will finish, or that is more than was asked for.
+    fn runs(&self, ui: &Ui, tally: &mut Tally) {
+        let bytes = self.keep_size.map(|mib| u64::from(mib) << 20);
+        for run in kept_runs::collect(Path::new("."), Retention { runs: self.keep_runs, bytes }) {
+            match run {
+                Collected::Removed { path, why } => {
+                    tally.removed += 1;
+                    ui.say(&format!("removed {}: {why}", path.display()));
+                }
+                Collected::Kept { path, error } => {
+                    let doing = format!("remove {}", path.display());
+                    tally.kept(ui, &Failure::because(Exit::SetupFailed, doing, &error));
+                }
+            }
+        }
     }
 }
 

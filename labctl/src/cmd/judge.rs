@@ -130,7 +130,10 @@ impl Args {
         self.form.emit(ui, &self.form.render(&report, ui))?;
         if let Some(path) = &self.write {
             let mut out = create(path)?;
-            let written = evidence.capture.write(&mut out, &explained.comments).map_err(io::Error::other);
+            let written = evidence
+                .capture
+                .write(&mut out, &report.inferred, &explained.comments)
+                .map_err(io::Error::other);
             let written = written.and_then(|()| out.flush());
             written.map_err(|error| unwritable(path, &error))?;
         }

@@ -7,6 +7,7 @@ pub(crate) mod capture;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod down;
+pub(crate) mod export;
 mod form;
 pub(crate) mod gc;
 pub(crate) mod judge;

@@ -43,7 +43,7 @@ pub(crate) struct Args {
     /// Ask the NodePort of each other node as well, once by each protocol.
     #[arg(long)]
     all_nodes: bool,
-    /// Judge the run in this folder again; needs neither root nor a lab.
+    /// Judge this run again, its folder or what labctl export made of it; needs neither root nor a lab.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["name", "requests", "datagrams", "bytes", "via", "all_nodes", "timings"])]
     from: Option<PathBuf>,
     /// Then damage the evidence N times, one place at a time, and count the damages that the judge does not notice.

@@ -162,10 +162,12 @@ impl Prove<'_> {
         verdict: &Report,
     ) -> Result<(), EvidenceError> {
         let capture = &record.evidence.capture;
-        dir.write(record::PACKETS, |out| capture.write(out, comments).map_err(io::Error::other))?;
+        let about = record.about(verdict.verdict);
+        dir.write(record::PACKETS, |out| capture.write(out, &about, comments).map_err(io::Error::other))?;
         dir.write(record::FILE, |out| record.write(out))?;
-        dir.write("results.json", |out| out.write_all(view::json::render(verdict).as_bytes()))?;
-        dir.write("junit.xml", |out| out.write_all(view::junit::render(verdict).as_bytes()))?;
+        dir.write(record::JUNIT, |out| out.write_all(view::junit::render(verdict).as_bytes()))?;
+        // Last: a run that has it is complete.
+        dir.write(record::RESULTS, |out| out.write_all(view::json::render(verdict).as_bytes()))?;
         Ok(())
     }
 

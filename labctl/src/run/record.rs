@@ -7,7 +7,8 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use labctl_verdict::Evidence;
+use labctl_model::Plan;
+use labctl_verdict::{Evidence, Verdict};
 use labctl_wire::{CaptureError, CaptureFile};
 use serde::{Deserialize, Serialize};
 
@@ -20,8 +21,23 @@ pub(crate) const FILE: &str = "evidence.json";
 /// The file with the packets.
 pub(crate) const PACKETS: &str = "flow.pcapng";
 
+/// The verdict; written last, so that a run which has it is complete.
+pub(crate) const RESULTS: &str = "results.json";
+
+/// The verdict for CI systems.
+pub(crate) const JUNIT: &str = "junit.xml";
+
+/// All that a run's folder holds.
+pub(crate) const FILES: [&str; 4] = [FILE, PACKETS, JUNIT, RESULTS];
+
 /// No run says more than this.
 const LARGEST_RECORD: u64 = 256 << 20;
+
+/// Of a comment in the packets' file (draft-ietf-opsawg-pcapng section 3.5: 16 bits of length).
+const LARGEST_COMMENT: usize = 60_000;
+
+/// Of all comments in a header: more would keep Wireshark busy with what nobody reads there.
+const LARGEST_HEADER: usize = 1 << 20;
 
 /// No capture that fits into memory with its index is larger.
 const LARGEST_CAPTURE: u64 = 4 << 30;
@@ -79,6 +95,22 @@ pub(crate) enum RecordError {
         /// What it says.
         found: String,
     },
+    /// It is an archive without the one or the other.
+    #[error("read {}: it has no {missing}", path.display())]
+    Missing {
+        /// Which archive.
+        path: PathBuf,
+        /// What it lacks.
+        missing: &'static str,
+    },
+    /// It is no archive.
+    #[error("unpack {}: {source}", path.display())]
+    Unpack {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The packets are damaged.
     #[error("read {}: {source}", path.display())]
     Packets {
@@ -113,27 +145,90 @@ impl Record {
         out.write_all(b"\n")
     }
 
-    /// Reads a run's folder.
+    /// What the header of the packets' file says of the run, for whoever has that file alone: first for people, then this
+    /// record as JSON, in as many pieces as a comment's length makes of it.
+    pub(crate) fn about(&self, verdict: Verdict) -> Vec<String> {
+        let Self { labctl, kernel, run, evidence, .. } = self;
+        let Plan { lab, mode, provider, .. } = &evidence.plan;
+        let mut about = vec![format!(
+            "{verdict}: lab {lab}, mode {mode}, provider {provider}, {run}, labctl {labctl}, Linux {kernel}"
+        )];
+        let json = serde_json::to_string(self).unwrap_or_default();
+        if json.len() > LARGEST_HEADER {
+            about.push(format!("the rest is in {FILE}: it is too long for a header"));
+            return about;
+        }
+        let mut rest = json.as_str();
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at(rest.floor_char_boundary(LARGEST_COMMENT));
+            about.push(piece.to_owned());
+            rest = more;
+        }
+        about
+    }
+
+    /// Reads a run: its folder, or the archive that `labctl export` made of it.
     ///
     /// # Errors
     /// [`RecordError`].
-    pub(crate) fn read(folder: &Path) -> Result<Self, RecordError> {
-        let path = folder.join(FILE);
-        let input = open(&path, LARGEST_RECORD)?;
-        let json = |source| RecordError::Json { path: path.clone(), source };
+    pub(crate) fn read(path: &Path) -> Result<Self, RecordError> {
+        let meta = std::fs::metadata(path);
+        if meta.is_ok_and(|meta| meta.is_file()) {
+            return Self::unpack(path);
+        }
+        let record = path.join(FILE);
+        let record = Self::of_json(&record, open(&record, LARGEST_RECORD)?)?;
+        let packets = path.join(PACKETS);
+        let input = open(&packets, LARGEST_CAPTURE)?;
+        record.with_packets(&packets, input)
+    }
+
+    /// Reads an archive, whatever its files' folder is called and in whatever order they are.
+    fn unpack(path: &Path) -> Result<Self, RecordError> {
+        let failed = |source| RecordError::Unpack { path: path.to_owned(), source };
+        let input = open(path, LARGEST_CAPTURE)?;
+        let input = ruzstd::decoding::StreamingDecoder::new(input)
+            .map_err(|error| failed(io::Error::other(format!("it is no zstd archive: {error}"))))?;
+        let mut archive = tar::Archive::new(input.take(LARGEST_CAPTURE));
+        let (mut record, mut capture) = (None, None);
+        for entry in archive.entries().map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.path().map_err(failed)?.file_name().map(ToOwned::to_owned);
+            match name.as_deref().and_then(|name| name.to_str()) {
+                Some(FILE) => record = Some(Self::of_json(path, entry.take(LARGEST_RECORD))?),
+                Some(PACKETS) => {
+                    let read = CaptureFile::read(BufReader::new(entry));
+                    let read =
+                        read.map_err(|source| RecordError::Packets { path: path.to_owned(), source })?;
+                    capture = Some(read);
+                }
+                _ => {}
+            }
+        }
+        let missing = |missing| RecordError::Missing { path: path.to_owned(), missing };
+        let mut record: Self = record.ok_or_else(|| missing(FILE))?;
+        record.evidence.capture = capture.ok_or_else(|| missing(PACKETS))?;
+        record.evidence.prove_live();
+        Ok(record)
+    }
+
+    fn of_json(path: &Path, input: impl Read) -> Result<Self, RecordError> {
+        let json = |source| RecordError::Json { path: path.to_owned(), source };
         // The schema first: another version's fields would only confuse.
         let value: serde_json::Value = serde_json::from_reader(input).map_err(json)?;
         let found = value.get("schema").and_then(|schema| schema.as_str()).unwrap_or_default();
         if found != SCHEMA {
-            return Err(RecordError::Schema { path, found: found.to_owned() });
+            return Err(RecordError::Schema { path: path.to_owned(), found: found.to_owned() });
         }
-        let mut record: Self = serde_json::from_value(value).map_err(json)?;
-        let path = folder.join(PACKETS);
-        let input = open(&path, LARGEST_CAPTURE)?;
-        record.evidence.capture =
-            CaptureFile::read(input).map_err(|source| RecordError::Packets { path, source })?;
-        record.evidence.prove_live();
-        Ok(record)
+        serde_json::from_value(value).map_err(json)
+    }
+
+    fn with_packets(mut self, path: &Path, input: impl Read) -> Result<Self, RecordError> {
+        let read = CaptureFile::read(input);
+        self.evidence.capture =
+            read.map_err(|source| RecordError::Packets { path: path.to_owned(), source })?;
+        self.evidence.prove_live();
+        Ok(self)
     }
 }
 

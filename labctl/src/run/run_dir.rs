@@ -15,12 +15,12 @@ use std::os::unix::fs::fchown;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{Flock, FlockArg, OFlag, open, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// The folder for evidence, under the current directory.
-const ROOT: &str = ".labctl";
+pub(super) const ROOT: &str = ".labctl";
 
 /// Evidence holds the traffic of whoever typed the command.
 const FILE_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
@@ -49,7 +49,8 @@ pub(crate) struct RunDir {
     base: OwnedFd,
     root: OwnedFd,
     lab: OwnedFd,
-    run: OwnedFd,
+    /// Locked as long as this process lives: `gc` tells a killed run from one under way by it.
+    run: Flock<OwnedFd>,
     written: RefCell<Vec<String>>,
     owner: Option<(u32, u32)>,
     kept: bool,
@@ -79,6 +80,8 @@ impl RunDir {
             let path = at_lab.join(&name);
             match make(inside.as_fd(), &name, owner) {
                 Ok(run) => {
+                    let run = Flock::lock(run, FlockArg::LockExclusiveNonblock)
+                        .map_err(|(_, error)| EvidenceError::at(&path)(error.into()))?;
                     let written = RefCell::default();
                     return Ok(Self { path, base, root, lab: inside, run, written, owner, kept: false });
                 }
@@ -114,7 +117,7 @@ impl RunDir {
         let written = || {
             let flags =
                 OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let file = File::from(openat(&self.run, name, flags, FILE_MODE)?);
+            let file = File::from(openat(self.run.as_fd(), name, flags, FILE_MODE)?);
             self.written.borrow_mut().push(name.to_owned());
             give_away(file.as_fd(), self.owner);
             let mut file = io::BufWriter::new(file);
@@ -139,7 +142,7 @@ impl Drop for RunDir {
         // Nothing more can be done about a folder that does not want to go; and parents that hold earlier runs, or
         // anything else, are not empty and stay.
         for name in self.written.borrow().iter() {
-            let _ = unlinkat(&self.run, name.as_str(), UnlinkatFlags::NoRemoveDir);
+            let _ = unlinkat(self.run.as_fd(), name.as_str(), UnlinkatFlags::NoRemoveDir);
         }
         let lab = self.path.parent().and_then(Path::file_name).unwrap_or_default();
         let _ = unlinkat(&self.lab, self.name().as_str(), UnlinkatFlags::RemoveDir);
@@ -164,7 +167,7 @@ fn make(parent: BorrowedFd<'_>, name: &str, owner: Option<(u32, u32)>) -> io::Re
     Ok(folder)
 }
 
-fn open_folder(parent: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+pub(super) fn open_folder(parent: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     openat(parent, name, flags, Mode::empty()).map_err(|error| match error {
         Errno::ELOOP | Errno::ENOTDIR => io::Error::new(
@@ -257,16 +260,16 @@ mod tests {
 
     #[test]
     fn only_what_a_run_made_is_given_away() {
-        if !nix::unistd::geteuid().is_root() {
-            return;
-        }
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join(ROOT)).unwrap();
+        let owner = |path: &Path| fs::metadata(path).map(|m| (m.uid(), m.gid())).unwrap();
+        let own = owner(&dir.path().join(ROOT));
+        // Only root gives files away; for anybody else they stay their own.
+        let expected = if nix::unistd::geteuid().is_root() { (1234, 1235) } else { own };
         let run = RunDir::create_in(dir.path(), "dsr", Some((1234, 1235))).unwrap();
         let file = run.write("results.json", |out| out.write_all(b"x")).unwrap();
-        let owner = |path: &Path| fs::metadata(path).map(|m| (m.uid(), m.gid())).unwrap();
-        assert_eq!(owner(&dir.path().join(ROOT)), (0, 0), "it was there before");
-        assert_eq!([owner(&file), owner(run.path())], [(1234, 1235); 2]);
+        assert_eq!(owner(&dir.path().join(ROOT)), own, "it was there before");
+        assert_eq!([owner(&file), owner(run.path())], [expected; 2]);
     }
 
     #[test]

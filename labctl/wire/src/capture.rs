@@ -249,12 +249,18 @@ impl CaptureFile {
         }
     }
 
-    /// Writes everything as one pcapng file with an interface per point; `comments` are by packet index.
+    /// Writes everything as one pcapng file with an interface per point; `about` stands in its header, `comments` are by
+    /// packet index.
     ///
     /// # Errors
     /// [`WriteError`].
-    pub fn write(&self, out: impl Write, comments: &BTreeMap<usize, String>) -> Result<(), WriteError> {
-        let mut writer = Writer::new(out)?;
+    pub fn write(
+        &self,
+        out: impl Write,
+        about: &[String],
+        comments: &BTreeMap<usize, String>,
+    ) -> Result<(), WriteError> {
+        let mut writer = Writer::with_comments(out, about)?;
         for info in &self.points {
             writer.add_interface_with_mac(&info.point, SNAPLEN_WHOLE, "", info.mac)?;
         }

@@ -87,7 +87,7 @@ fn files_merge_by_time_and_survive_writing() {
     let merged = CaptureFile::merge([one, two]);
     assert_eq!(merged.packets().iter().map(|p| p.point).collect::<Vec<_>>(), [0, 5, 1]);
     let mut bytes = Vec::new();
-    merged.write(&mut bytes, &BTreeMap::from([(1, "seen".to_owned())])).unwrap();
+    merged.write(&mut bytes, &["about it".to_owned()], &BTreeMap::from([(1, "seen".to_owned())])).unwrap();
     let read = CaptureFile::read(&bytes[..]).unwrap();
     assert_eq!((&read.points, contents(&read)), (&merged.points, contents(&merged)));
 }

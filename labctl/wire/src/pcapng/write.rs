@@ -41,6 +41,14 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// [`WriteError::Io`].
     pub fn new(out: W) -> Result<Self, WriteError> {
+        Self::with_comments(out, &[])
+    }
+
+    /// As [`Writer::new`], with what readers show as properties of the file.
+    ///
+    /// # Errors
+    /// [`WriteError::Io`], or [`WriteError::TooLong`] for a comment over 65,535 bytes.
+    pub fn with_comments(out: W, comments: &[String]) -> Result<Self, WriteError> {
         let mut writer = Self { out, interfaces: 0, block: Vec::with_capacity(2048) };
         writer.begin(block::SECTION);
         writer.u32(MAGIC);
@@ -52,6 +60,9 @@ impl<W: Write> Writer<W> {
             concat!("labctl ", env!("CARGO_PKG_VERSION")).as_bytes(),
             "name",
         )?;
+        for comment in comments {
+            writer.option(code::COMMENT, comment.as_bytes(), "comment")?;
+        }
         writer.end_options();
         writer.finish()?;
         Ok(writer)
