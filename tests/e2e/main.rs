@@ -3,6 +3,7 @@
 
 mod agent;
 mod ask;
+mod facts;
 mod files;
 mod hostile;
 mod kernel;

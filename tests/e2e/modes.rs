@@ -33,7 +33,8 @@ fn dsr_passes() {
     need_root!();
     let verdict = verified("dsr", &[]);
     verdict.assert_passes(&[]);
-    assert_eq!(number(&verdict, "client-ip", "client_address_kept"), 16);
+    // Two more each, one by each protocol, to control-plane and to worker2.
+    assert_eq!(number(&verdict, "client-ip", "client_address_kept"), 16 + 4);
     assert_eq!(number(&verdict, "return-path", "through_ingress"), 0);
     assert!(number(&verdict, "carrier", "with_option") > 0);
 }
@@ -43,8 +44,8 @@ fn snat_passes() {
     need_root!();
     let verdict = verified("snat", &[]);
     verdict.assert_passes(&[]);
-    assert_eq!(number(&verdict, "client-ip", "source_rewritten"), 16);
-    assert_eq!(number(&verdict, "return-path", "direct"), 0);
+    assert_eq!(number(&verdict, "client-ip", "source_rewritten"), 16 + 2);
+    assert_eq!(number(&verdict, "client-ip", "client_address_kept"), 2, "by worker2, where the backend is");
     assert_eq!(number(&verdict, "carrier", "with_option"), 0);
 }
 
@@ -53,8 +54,8 @@ fn hybrid_passes_with_tcp_as_dsr_and_udp_as_snat() {
     need_root!();
     let verdict = verified("hybrid", &[]);
     verdict.assert_passes(&[]);
-    assert_eq!(number(&verdict, "client-ip", "client_address_kept"), 8, "tcp");
-    assert_eq!(number(&verdict, "client-ip", "source_rewritten"), 8, "udp");
+    assert_eq!(number(&verdict, "client-ip", "client_address_kept"), 8 + 3, "tcp, and udp by worker2");
+    assert_eq!(number(&verdict, "client-ip", "source_rewritten"), 8 + 1, "udp");
     assert!(number(&verdict, "return-path", "direct") > 0);
     assert!(number(&verdict, "return-path", "through_ingress") > 0);
 }
@@ -87,10 +88,10 @@ fn an_option_that_is_not_stripped_passes() {
 #[test]
 fn a_backend_on_the_node_that_was_asked_passes() {
     need_root!();
-    for mode in ["dsr", "snat", "hybrid"] {
+    for (mode, by_others) in [("dsr", 4), ("snat", 0), ("hybrid", 2)] {
         let verdict = verified(mode, &[(BACKEND, "- {node: worker}")]);
         verdict.assert_passes(&[]);
-        assert_eq!(number(&verdict, "client-ip", "client_address_kept"), 16, "{mode}");
+        assert_eq!(number(&verdict, "client-ip", "client_address_kept"), 16 + by_others, "{mode}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::lab::Lab;
 use crate::root::need_root;
-use crate::verdict::{Verdict, text};
+use crate::verdict::text;
 
 const MODES: [&str; 4] = ["dsr", "snat", "hybrid", "local"];
 
@@ -36,8 +36,7 @@ fn kept_evidence_of_a_failure_fails_again_and_tests_no_judge() {
     need_root!();
     let lab = Lab::up("dsr");
     dead_port(&lab);
-    let output = lab.labctl(&["verify", lab.name(), "--all-nodes", "--format", "json"]);
-    let live = Verdict::of(output, lab.folder(), lab.name());
+    let live = lab.verify();
     let folder = live.evidence.to_str().expect("a readable path");
     let again = lab.labctl(&["verify", "--from", folder, "--format", "json"]);
     assert_eq!((live.code(), again.status.code()), (1, Some(1)), "{}", text(&again));
@@ -59,19 +58,19 @@ fn a_nodeport_that_is_dead_on_another_node_fails() {
     need_root!();
     for mode in MODES {
         let lab = Lab::up(mode);
-        let all_nodes = || {
-            let output = lab.labctl(&["verify", lab.name(), "--all-nodes", "--format", "json"]);
-            Verdict::of(output, lab.folder(), lab.name())
-        };
-        all_nodes().assert_passes(&[]);
+        lab.verify().assert_passes(&[]);
         if mode == "local" {
             // No other node has a backend.
             continue;
         }
         dead_port(&lab);
-        let verdict = all_nodes();
+        let verdict = lab.verify();
         assert!(verdict.checks("fail").contains("handshake"), "{}", verdict.said());
         assert_eq!(verdict.code(), 1, "{}", verdict.said());
+        // Whoever asks one node only does not hear of it.
+        let output = lab.labctl(&["verify", lab.name(), "--only-via", "--requests", "3"]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        assert!(text(&output).contains("3 connections opened, 8 datagrams"), "{}", text(&output));
     }
 }
 

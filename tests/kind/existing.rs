@@ -20,11 +20,19 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// Made by kind alone, as users do.
+    /// Made by kind alone, as users do: with a network and a kube-proxy, where the node image has them.
     fn create(lab: &Lab) -> Self {
+        Self::make(lab, need::kube_proxy().is_some())
+    }
+
+    /// Without either.
+    fn create_bare(lab: &Lab) -> Self {
+        Self::make(lab, true)
+    }
+
+    fn make(lab: &Lab, bare: bool) -> Self {
         let name = format!("x{}", lab.name);
         let kubeconfig = lab.folder().join("kubeconfig");
-        let bare = need::kube_proxy().is_some();
         let config = lab.folder().join("kind.yaml");
         let networking = if bare {
             "networking: {disableDefaultCNI: true, kubeProxyMode: none, podSubnet: 10.0.0.0/16}\n"
@@ -196,24 +204,20 @@ fn somebody_elses_service_is_judged_where_it_is() {
 fn the_bundled_datapath_comes_and_goes() {
     need_kind!();
     let lab = Lab::new("dsr", Turn::shared(), |text| text);
-    let cluster = Cluster::create(&lab);
-    if !cluster.bare {
-        // With a kube-proxy of its own it is the other test's cluster.
-        return;
-    }
+    let cluster = Cluster::create_bare(&lab);
     // Its pods wait for a network, which the lab's agent brings.
     let _shop = Shop::open(&lab, &cluster.name, &cluster.nodes()[2]);
     cluster.bring_up(&lab, &["--service", "shop/web"]);
     let verdict = lab.verify();
     // A web server that knows nothing of labctl does not say who it is.
     verdict.assert_passes(&["backend"]);
-    assert_eq!(verdict.evidence_of("client-ip")["client_address_kept"].as_u64(), Some(8));
+    assert_eq!(verdict.evidence_of("client-ip")["client_address_kept"].as_u64(), Some(8 + 2));
     lab.take_down();
 
     cluster.bring_up(&lab, &[]);
     let verdict = lab.verify();
     verdict.assert_passes(&[]);
-    assert_eq!(verdict.evidence_of("client-ip")["client_address_kept"].as_u64(), Some(16));
+    assert_eq!(verdict.evidence_of("client-ip")["client_address_kept"].as_u64(), Some(16 + 4));
     lab.take_down();
     assert_eq!(cluster.traces(), Vec::<String>::new());
 }

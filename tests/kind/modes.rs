@@ -43,11 +43,11 @@ impl Seen {
         evidence[name].as_u64().unwrap_or_else(|| panic!("{check} has no number {name}"))
     }
 
-    /// How many frames on the bridge a filter takes; `{client}`, `{worker}` and `{worker2}` stand for addresses,
+    /// How many frames on the bridge a filter takes; `{client}`, `{worker}` and so on stand for addresses,
     /// with `_mac` for Ethernet addresses.
     fn on_bridge(&self, filter: &str) -> u64 {
         let mut filter = filter.to_owned();
-        for host in ["client", "worker", "worker2"] {
+        for host in ["client", "control-plane", "worker", "worker2"] {
             let container = self.lab.container(host);
             filter = filter.replace(&format!("{{{host}}}"), &docker::address(&container));
             filter = filter.replace(&format!("{{{host}_mac}}"), &docker::mac(&container));
@@ -79,14 +79,24 @@ impl Seen {
         self.on_bridge(&format!("ether src {{{node}_mac}} and dst host {{client}} and src port 32000"))
     }
 
+    /// Replies from a node's own frontend to the client, by the node whose Ethernet address they came from.
+    fn replies_of(&self, frontend: &str, node: &str) -> u64 {
+        self.on_bridge(&format!(
+            "ether src {{{node}_mac}} and src host {{{frontend}}} and dst host {{client}} and src port 32000"
+        ))
+    }
+
     /// Requests of the client that have the option, with these bytes behind the fixed header.
     fn with_option(&self) -> u64 {
-        let [a, b, c, d] = address_of(&self.lab, "worker").octets();
+        // The backend's own node needs none.
+        let options = ["worker", "control-plane"].map(|asked| {
+            let [a, b, c, d] = address_of(&self.lab, asked).octets();
+            // NodePort 32000 is 7d00; then the address in network order.
+            format!("9a087d00{a:02x}{b:02x}{c:02x}{d:02x}")
+        });
         let packets = self.bridge.hex("ip[0] & 0xf > 5");
-        // NodePort 32000 is 7d00; then the address in network order.
-        let option = format!("9a087d00{a:02x}{b:02x}{c:02x}{d:02x}");
         let at = 2 * (14 + 20);
-        assert!(packets.iter().all(|p| p[at..at + 16] == option), "{option} in {packets:?}");
+        assert!(packets.iter().all(|p| options.iter().any(|o| p[at..at + 16] == *o)), "{options:?} in {packets:?}");
         packets.len() as u64
     }
 }
@@ -228,7 +238,8 @@ impl Netns {
 fn dsr_passes_and_the_bridge_agrees() {
     need_kind!();
     let seen = verified("dsr");
-    assert_eq!(seen.number("client-ip", "client_address_kept"), 16);
+    // Two more each, one by each protocol, to control-plane and to worker2.
+    assert_eq!(seen.number("client-ip", "client_address_kept"), 16 + 4);
     assert_eq!(seen.number("return-path", "through_ingress"), 0);
     seen.agree_on_the_clients_link();
     seen.is_clean();
@@ -243,11 +254,17 @@ fn dsr_passes_and_the_bridge_agrees() {
 fn snat_passes_and_the_bridge_agrees() {
     need_kind!();
     let seen = verified("snat");
-    assert_eq!(seen.number("client-ip", "source_rewritten"), 16);
+    assert_eq!(seen.number("client-ip", "source_rewritten"), 16 + 2);
     seen.agree_on_the_clients_link();
     seen.is_clean();
-    assert_eq!(seen.replies_from("worker2"), 0, "a reply took the short way");
-    assert_eq!(seen.replies_from("worker"), seen.number("return-path", "through_ingress"));
+    for asked in ["worker", "control-plane"] {
+        assert_eq!(seen.replies_of(asked, "worker2"), 0, "a reply took the short way");
+        assert!(seen.replies_of(asked, asked) > 0);
+    }
+    // What worker2 was asked itself it answers itself.
+    assert_eq!(seen.replies_from("worker2"), seen.number("return-path", "direct"));
+    let through = seen.replies_from("worker") + seen.replies_from("control-plane");
+    assert_eq!(through, seen.number("return-path", "through_ingress"));
     assert_eq!(seen.bridge.count("ip[0] & 0xf > 5"), 0, "an option on the wire");
     assert_as_in_namespaces("snat", &seen);
     seen.lab.take_down();
@@ -257,12 +274,13 @@ fn snat_passes_and_the_bridge_agrees() {
 fn hybrid_passes_and_the_bridge_agrees() {
     need_kind!();
     let seen = verified("hybrid");
-    assert_eq!(seen.number("client-ip", "client_address_kept"), 8, "tcp");
-    assert_eq!(seen.number("client-ip", "source_rewritten"), 8, "udp");
+    assert_eq!(seen.number("client-ip", "client_address_kept"), 8 + 3, "tcp, and udp by worker2");
+    assert_eq!(seen.number("client-ip", "source_rewritten"), 8 + 1, "udp");
     seen.agree_on_the_clients_link();
     seen.is_clean();
     assert_eq!(seen.replies_from("worker2"), seen.number("return-path", "direct"));
-    assert_eq!(seen.replies_from("worker"), seen.number("return-path", "through_ingress"));
+    let through = seen.replies_from("worker") + seen.replies_from("control-plane");
+    assert_eq!(through, seen.number("return-path", "through_ingress"));
     assert!(seen.with_option() > 0);
     assert_as_in_namespaces("hybrid", &seen);
     seen.lab.take_down();

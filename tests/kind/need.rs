@@ -20,9 +20,17 @@ const KUBE_PROXY: &str = "LABCTL_KIND_KUBE_PROXY";
 /// When it must be left out on a machine that promises to run it.
 pub(crate) fn missing(test: &str) -> bool {
     let Some(lack) = lack() else { return false };
+    skip(test, lack);
+    true
+}
+
+/// Says that a test is left out.
+///
+/// # Panics
+/// On a machine that promises to run it.
+pub(crate) fn skip(test: &str, lack: &str) {
     assert!(std::env::var_os(REQUIRE).is_none_or(|v| v.is_empty()), "{REQUIRE} is set, and {lack}");
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {lack}");
-    true
 }
 
 fn lack() -> Option<&'static str> {

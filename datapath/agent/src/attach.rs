@@ -14,6 +14,7 @@ use aya::programs::tc::{
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier};
 use serde::{Deserialize, Serialize};
 
+use crate::maps;
 use crate::state::AttachMode;
 
 /// Priority of our clsact filters. Low, so that a filter of the user can come first.
@@ -50,6 +51,11 @@ impl Point<'_> {
     /// Where its link is pinned: `links/<interface>.<program>`.
     pub(crate) fn pin(&self, links: &Path) -> PathBuf {
         links.join(format!("{}~{}", self.program, self.interface))
+    }
+
+    /// Where the program of its clsact filter is pinned.
+    fn filter_pin(&self, links: &Path) -> PathBuf {
+        maps::filters_folder(links.parent().unwrap_or(links)).join(format!("{}~{}", self.program, self.interface))
     }
 }
 
@@ -116,12 +122,12 @@ pub(crate) fn attach(
     mode: AttachMode,
 ) -> Result<AttachKind, AttachError> {
     match mode {
-        AttachMode::Clsact => attach_clsact(program, point).map(|()| AttachKind::Clsact),
+        AttachMode::Clsact => attach_clsact(program, point, links).map(|()| AttachKind::Clsact),
         AttachMode::Tcx => attach_tcx(program, point, links).map(|()| AttachKind::Tcx),
         AttachMode::Auto => match attach_tcx(program, point, links) {
             Ok(()) => Ok(AttachKind::Tcx),
             Err(error) if is_unsupported(&error) => {
-                attach_clsact(program, point).map(|()| AttachKind::Clsact)
+                attach_clsact(program, point, links).map(|()| AttachKind::Clsact)
             }
             Err(error) => Err(error),
         },
@@ -184,7 +190,7 @@ fn pinned_link(pin: &Path) -> Result<Option<SchedClassifierLink>, AttachError> {
     }
 }
 
-fn attach_clsact(program: &mut SchedClassifier, point: &Point<'_>) -> Result<(), AttachError> {
+fn attach_clsact(program: &mut SchedClassifier, point: &Point<'_>, links: &Path) -> Result<(), AttachError> {
     match tc::qdisc_add_clsact(point.interface) {
         Ok(()) => {}
         Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
@@ -210,7 +216,19 @@ fn attach_clsact(program: &mut SchedClassifier, point: &Point<'_>) -> Result<(),
     let link = id.and_then(|id| program.take_link(id)).map_err(|e| point.attach_error(e))?;
     // The qdisc holds the filter; dropping the link would remove it.
     std::mem::forget(link);
-    Ok(())
+    note_filter(program, &point.filter_pin(links))
+}
+
+/// Pins the program of a filter, in the place of its predecessor's.
+fn note_filter(program: &mut SchedClassifier, pin: &Path) -> Result<(), AttachError> {
+    let failed = |reason: String| AttachError::Pin { path: pin.to_path_buf(), reason };
+    let made = pin.parent().map_or(Ok(()), fs::create_dir_all);
+    made.and_then(|()| match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    })
+    .map_err(|error| failed(error.to_string()))?;
+    program.pin(pin).map_err(|error| failed(error.to_string()))
 }
 
 /// Removes links of interfaces that are not wanted any more.

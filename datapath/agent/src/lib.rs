@@ -27,5 +27,7 @@ pub use state::{
     AttachMode, BackendState, DatapathMode, DatapathOptions, LocalPod, MapRoom, NodeState, Proto,
     ServiceState,
 };
-pub use status::{DatapathStatus, FlowRecord, MapFill, ProgramStatus, StatusError, flows, status};
+pub use status::{
+    DatapathStatus, FlowRecord, MapFill, ProgramStatus, StatusError, TcxProgram, flows, status, tcx_programs,
+};
 pub use sync::{SyncError, backend_id, settings};

@@ -38,7 +38,12 @@ pub(crate) fn folder(pins: &Path) -> PathBuf {
     pins.join("maps")
 }
 
-/// Folder of the link and program pins.
+/// Folder of the pins of programs that clsact filters run: the qdisc holds a filter, and only a pin says that there was one.
+pub(crate) fn filters_folder(pins: &Path) -> PathBuf {
+    pins.join("filters")
+}
+
+/// Folder of the link pins.
 pub(crate) fn links_folder(pins: &Path) -> PathBuf {
     pins.join("links")
 }

@@ -8,6 +8,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::TcAttachType;
+use aya::programs::{ProgramInfo, SchedClassifier};
 use datapath_types::{Counter, DropReason, Flow, FlowFlags, FlowKey, FlowKind, PROTO_TCP, PROTO_UDP};
 use serde::{Deserialize, Serialize};
 
@@ -29,13 +32,24 @@ pub struct DatapathStatus {
     pub counters: BTreeMap<String, u64>,
 }
 
-/// One attached program.
+/// One program at an interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgramStatus {
     /// Program name.
     pub program: String,
     /// Interface it is attached to.
     pub interface: String,
+    /// The kernel's number of the program; 0 if its pin cannot be read.
+    #[serde(default)]
+    pub id: u32,
+    /// Whether the kernel runs it there. A pin alone does not say so: a link may have been detached behind it.
+    #[serde(default = "attached_before")]
+    pub attached: bool,
+}
+
+/// What earlier versions meant by listing a program.
+const fn attached_before() -> bool {
+    true
 }
 
 /// How full a map is.
@@ -91,14 +105,15 @@ pub enum StatusError {
     },
 }
 
-/// Reads the datapath that is pinned below `pins`.
+/// Reads the datapath that is pinned below `pins`, on a thread that is in the node's network namespace: what is attached
+/// is asked there.
 ///
 /// # Errors
 /// [`StatusError::Missing`] if nothing is pinned there, [`StatusError::Map`] if a map cannot be read.
 pub fn status(pins: &Path) -> Result<DatapathStatus, StatusError> {
     let folder = maps::folder(pins);
-    let programs = programs(&maps::links_folder(pins))
-        .map_err(|source| StatusError::Missing { path: pins.to_path_buf(), source })?;
+    let programs =
+        programs(pins).map_err(|source| StatusError::Missing { path: pins.to_path_buf(), source })?;
     let mut fills = Vec::new();
     for name in maps::ALL {
         fills.push(fill(&folder, name)?);
@@ -109,17 +124,67 @@ pub fn status(pins: &Path) -> Result<DatapathStatus, StatusError> {
     Ok(DatapathStatus { abi, programs, maps: fills, drops, counters })
 }
 
-/// Link pins are named `<program>~<interface>`.
-fn programs(links: &Path) -> io::Result<Vec<ProgramStatus>> {
+/// Pins of links, and of programs of filters, are named `<program>~<interface>`.
+fn programs(pins: &Path) -> io::Result<Vec<ProgramStatus>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(links)? {
-        let name = entry?.file_name();
-        if let Some((program, interface)) = name.to_string_lossy().split_once('~') {
-            found.push(ProgramStatus { program: program.into(), interface: interface.into() });
-        }
+    for entry in fs::read_dir(maps::links_folder(pins))? {
+        let path = entry?.path();
+        found.extend(status_of(&path, |program, interface| {
+            let id = PinnedLink::from_pin(&path).ok().and_then(|link| FdLink::from(link).info().ok())?.program_id();
+            Some((id, runs_at(interface, hook(program), id)))
+        }));
+    }
+    for entry in fs::read_dir(maps::filters_folder(pins)).into_iter().flatten() {
+        let path = entry?.path();
+        // What the qdisc holds is rtnetlink's to tell, which whoever observes the host asks.
+        found.extend(status_of(&path, |_, _| Some((ProgramInfo::from_pin(&path).ok()?.id(), true))));
     }
     found.sort_by(|a, b| (&a.interface, &a.program).cmp(&(&b.interface, &b.program)));
     Ok(found)
+}
+
+/// `look` gives the program's number and whether it is attached.
+fn status_of(pin: &Path, look: impl FnOnce(&str, &str) -> Option<(u32, bool)>) -> Option<ProgramStatus> {
+    let name = pin.file_name()?.to_string_lossy().into_owned();
+    let (program, interface) = name.split_once('~')?;
+    let (id, attached) = look(program, interface).unwrap_or((0, false));
+    Some(ProgramStatus { program: program.into(), interface: interface.into(), id, attached })
+}
+
+/// A program at a TCX hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcxProgram {
+    /// Ingress, else egress.
+    pub is_ingress: bool,
+    /// The kernel's number of it.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+}
+
+/// Every program at the TCX hooks of an interface of this network namespace, in the order in which they run; none on
+/// kernels without TCX.
+pub fn tcx_programs(interface: &str) -> Vec<TcxProgram> {
+    let hooks = [(true, TcAttachType::Ingress), (false, TcAttachType::Egress)];
+    let at = |(is_ingress, hook)| {
+        let programs = SchedClassifier::query_tcx(interface, hook).map_or_else(|_| Vec::new(), |(_, found)| found);
+        programs.into_iter().map(move |program| TcxProgram {
+            is_ingress,
+            id: program.id(),
+            name: program.name_as_str().unwrap_or_default().to_owned(),
+        })
+    };
+    hooks.into_iter().flat_map(at).collect()
+}
+
+/// The hook that a program of ours belongs to.
+fn hook(program: &str) -> TcAttachType {
+    if program.starts_with("from_") { TcAttachType::Ingress } else { TcAttachType::Egress }
+}
+
+/// Whether the kernel runs this program at a TCX hook of an interface of this network namespace.
+fn runs_at(interface: &str, hook: TcAttachType, id: u32) -> bool {
+    SchedClassifier::query_tcx(interface, hook).is_ok_and(|(_, programs)| programs.iter().any(|p| p.id() == id))
 }
 
 fn open(folder: &Path, map: &'static str) -> Result<MapData, StatusError> {

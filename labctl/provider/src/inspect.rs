@@ -10,6 +10,8 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
+use labctl_wire::facts::{Hook, HostFacts, InterfaceFacts, NeighbourFacts, ProgramFacts};
+use labctl_wire::packet::Mac;
 use serde::{Deserialize, Serialize};
 
 use crate::host::MacAddress;
@@ -142,6 +144,46 @@ pub fn join_pod(address: Ipv4Addr) -> Result<(), InspectError> {
         return joined.map_err(|source| InspectError::Enter { path: netns, source });
     }
     Err(InspectError::NoPod { address })
+}
+
+/// What the calling thread's network namespace is made of, interfaces that are down too; of eBPF programs those that
+/// rtnetlink tells of. TCX programs are the datapath agent's to ask for.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn observe() -> Result<HostFacts, InspectError> {
+    let mac = |mac: MacAddress| Mac(mac.0);
+    let mut netlink = Netlink::open()?;
+    let addresses = netlink.addresses()?;
+    let mut interfaces = Vec::new();
+    for link in netlink.links()?.into_iter().filter(|link| link.name != "lo") {
+        let xdp = link.xdp.map(|id| ProgramFacts { hook: Hook::Xdp, id, name: String::new() });
+        // Where there is no clsact qdisc the kernel refuses to list its filters.
+        let filters = netlink.filters(link.index).unwrap_or_default().into_iter().map(|filter| ProgramFacts {
+            hook: if filter.is_ingress { Hook::Ingress } else { Hook::Egress },
+            id: filter.id,
+            name: filter.name,
+        });
+        let own = addresses.iter().filter(|(index, ..)| *index == link.index);
+        interfaces.push(InterfaceFacts {
+            addresses: own.map(|(_, address, prefix)| (*address, *prefix)).collect(),
+            programs: xdp.into_iter().chain(filters).collect(),
+            name: link.name,
+            index: link.index,
+            mac: link.mac.map(mac),
+            mtu: link.mtu,
+            up: link.up,
+            kind: link.kind,
+            master: link.master,
+        });
+    }
+    interfaces.sort_by_key(|interface| interface.index);
+    let neighbours = netlink.neighbours()?.into_iter().map(|n| NeighbourFacts {
+        interface: n.index,
+        address: n.address,
+        mac: mac(n.mac),
+    });
+    Ok(HostFacts { interfaces, neighbours: neighbours.collect() })
 }
 
 fn pod_namespaces() -> Result<Vec<PathBuf>, InspectError> {

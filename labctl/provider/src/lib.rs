@@ -27,7 +27,9 @@ mod store;
 pub use cluster::{ClusterOptions, ClusterPreflightError, ClusterProvider, ClusterUpError, LookError};
 pub use docker::{BinaryError, Engine, EngineError};
 pub use host::{Host, HostInterface, HostKind, MacAddress, Peer, Place};
-pub use inspect::{InspectError, InspectedInterface, InspectedPod, Inspection, Offloads, inspect, join_pod};
+pub use inspect::{
+    InspectError, InspectedInterface, InspectedPod, Inspection, Offloads, inspect, join_pod, observe,
+};
 pub use kind::{KindCliError, KindPreflightError, KindProvider, KindUpError, ObserveError};
 pub use lab::{Lab, LabEntry, LabState};
 pub use labs::{Labs, PROVIDERS, ProvidedLab};

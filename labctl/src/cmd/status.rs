@@ -111,6 +111,10 @@ fn gather<'a>(lab: &'a Lab, interrupt: &Interrupt) -> Report<'a> {
         Some((name, status.ok()?))
     });
     let mut datapaths: BTreeMap<&str, DatapathStatus> = datapaths.collect();
+    for (node, datapath) in &datapaths {
+        let detached = datapath.programs.iter().filter(|program| !program.attached);
+        problems.extend(detached.map(|p| format!("{} is no longer attached to {node}:{}", p.program, p.interface)));
+    }
     let nodes: Vec<Node<'_>> =
         plan.nodes.iter().map(|n| node(lab, n, datapaths.remove(n.name.as_str()))).collect();
     let accepting: BTreeMap<&str, bool> =
@@ -229,11 +233,12 @@ fn datapaths<'a>(report: &'a Report<'_>) -> impl Iterator<Item = (&'a str, &'a D
 fn programs(report: &Report<'_>) -> String {
     let rows = datapaths(report).flat_map(|(node, datapath)| {
         let row = move |p: &datapath_agent::ProgramStatus| {
-            [node.to_owned(), p.interface.clone(), p.program.clone()]
+            let state = if p.attached { "attached" } else { "detached" };
+            [node.to_owned(), p.interface.clone(), p.program.clone(), state.to_owned()]
         };
         datapath.programs.iter().map(row)
     });
-    table(["node", "interface", "program"], rows)
+    table(["node", "interface", "program", "state"], rows)
 }
 
 fn maps(report: &Report<'_>) -> String {

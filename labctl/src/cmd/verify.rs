@@ -40,11 +40,12 @@ pub(crate) struct Args {
     /// Node to ask, whatever the lab file says.
     #[arg(long, value_name = "NODE")]
     via: Option<String>,
-    /// Ask the NodePort of each other node as well, once by each protocol.
+    /// Ask no other node than the one that the traffic names; without it each other node's NodePort is asked as well, once
+    /// by each protocol.
     #[arg(long)]
-    all_nodes: bool,
+    only_via: bool,
     /// Judge this run again, its folder or what labctl export made of it; needs neither root nor a lab.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["name", "requests", "datagrams", "bytes", "via", "all_nodes", "timings"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["name", "requests", "datagrams", "bytes", "via", "only_via", "timings"])]
     from: Option<PathBuf>,
     /// Then damage the evidence N times, one place at a time, and count the damages that the judge does not notice.
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "2000", require_equals = true,
@@ -73,7 +74,7 @@ impl Args {
         let lock = labs.lock(lab.asked().provider, lab.name());
         let _lock = lock.map_err(|error| lock_failure(&error))?;
         let progress = ui.progress();
-        let all_nodes = self.all_nodes;
+        let all_nodes = !self.only_via;
         let run = Prove { lab: &lab, plan: &plan, all_nodes, interrupt: &interrupt, progress: &progress, ui };
         let proven = run.run().inspect_err(|failure| {
             // The failure is reported anyway; a CI system must find it in its own form too.

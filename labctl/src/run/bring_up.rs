@@ -176,8 +176,15 @@ impl BringUp<'_> {
         }
         for (node, status) in datapaths {
             match status {
-                Ok(status) if !status.programs.is_empty() => {}
-                Ok(_) => return Some(format!("no program is attached on {node}")),
+                Ok(status) if status.programs.is_empty() => {
+                    return Some(format!("no program is attached on {node}"));
+                }
+                Ok(status) => {
+                    if let Some(detached) = status.programs.iter().find(|program| !program.attached) {
+                        let datapath_agent::ProgramStatus { program, interface, .. } = detached;
+                        return Some(format!("{program} is no longer attached to {node}:{interface}"));
+                    }
+                }
                 Err(error) => return Some(format!("the datapath of {node}: {error}")),
             }
         }

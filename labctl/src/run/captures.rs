@@ -4,6 +4,7 @@
 //! Owns: the roles, a reader each, and the certainty that nothing is missing at the end. Does not own: what is
 //! done with the packets.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
@@ -11,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use labctl_provider::{Host, HostKind, Lab, Place};
+use labctl_wire::facts::HostFacts;
 use labctl_wire::pcapng::{Block, Reader};
 use labctl_wire::{CaptureError, CaptureFile};
 
@@ -79,22 +81,23 @@ pub(crate) struct Captures {
 }
 
 impl Captures {
-    /// Starts a capture in the client, every node and every pod.
-    pub(crate) fn start(lab: &Lab) -> Result<Self, CapturesError> {
+    /// Starts a capture in the client, every node and every pod, on the interfaces that they have now.
+    pub(crate) fn start(lab: &Lab, observed: &BTreeMap<String, HostFacts>) -> Result<Self, CapturesError> {
         let (news, say) = io::pipe()?;
         let mut captures =
             Self { roles: Vec::new(), hosts: Vec::new(), readers: Vec::new(), points: 0, news };
         for host in lab.hosts().iter().filter(|host| host.kind != HostKind::Switch) {
+            let interfaces = interfaces(host, observed);
+            let wanted = interfaces.len();
             let role = Role::spawn(host, "capture", &host.name, &lab.log_dir(), |command| {
-                command.args(point_args(host));
+                command.args(point_args(host, &interfaces));
                 command.args(["--filter", &filter(lab, host, "")]);
             })?;
             let stream = role.stream()?;
             captures.roles.push(role);
             captures.hosts.push(host.name.clone());
-            captures.points += host.interfaces.len();
+            captures.points += wanted;
             let news = News { number: captures.readers.len() as u16, pipe: say.try_clone()? };
-            let wanted = host.interfaces.len();
             captures.readers.push(thread::Builder::new().spawn(move || read(stream, wanted, news))?);
         }
         Ok(captures)
@@ -225,11 +228,21 @@ pub(crate) fn filter(lab: &Lab, host: &Host, wanted: &str) -> String {
     if wanted.trim().is_empty() { rest } else { format!("({wanted}) and {rest}") }
 }
 
-/// What tells a capture role where it is: the host's name and kind, every interface that it has (the loopback
-/// left out), and that it ends with the process that started it.
-fn point_args(host: &Host) -> Vec<String> {
+/// What to capture on: in a namespace every interface that is up and speaks Ethernet, for nobody else's are there; on somebody
+/// else's host those that belong to the lab.
+fn interfaces(host: &Host, observed: &BTreeMap<String, HostFacts>) -> Vec<String> {
+    let known = || host.interfaces.iter().map(|interface| interface.name.clone()).collect();
+    let here = matches!(host.place, Place::Namespace { .. });
+    let Some(facts) = observed.get(&host.name).filter(|_| here) else { return known() };
+    let carries = facts.interfaces.iter().filter(|interface| interface.up && interface.mac.is_some());
+    carries.map(|interface| interface.name.clone()).collect()
+}
+
+/// What tells a capture role where it is: the host's name and kind, its interfaces, and that it ends with the process
+/// that started it.
+fn point_args(host: &Host, interfaces: &[String]) -> Vec<String> {
     let mut args = host_args(host);
-    args.extend(host.interfaces.iter().flat_map(|interface| ["-i".to_owned(), interface.name.clone()]));
+    args.extend(interfaces.iter().flat_map(|interface| ["-i".to_owned(), interface.clone()]));
     args
 }
 

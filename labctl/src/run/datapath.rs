@@ -24,15 +24,23 @@ pub(crate) enum DatapathError {
     /// Its pins cannot be read.
     #[error(transparent)]
     Pins(#[from] StatusError),
+    /// Its namespace cannot be entered.
+    #[error("enter {host}: {source}")]
+    Enter {
+        /// The node.
+        host: String,
+        /// The system's words.
+        source: std::io::Error,
+    },
     /// The role that reads them there failed.
     #[error(transparent)]
     Role(#[from] RoleError),
 }
 
 /// A node being asked.
-enum Asked {
-    /// Its pins are files of this machine.
-    Pins(PathBuf),
+enum Asked<'a> {
+    /// Its pins are files of this machine; what is attached is asked inside the node.
+    Pins(&'a Host, PathBuf),
     /// A role there reads them.
     Role(Result<Role, RoleError>),
 }
@@ -46,13 +54,13 @@ pub(crate) fn statuses<'a>(
         return Vec::new();
     }
     // All are started before the first is waited for.
-    let asked: Vec<(&Host, Asked)> = lab.nodes().map(|node| (node, ask(lab, node))).collect();
+    let asked: Vec<(&Host, Asked<'_>)> = lab.nodes().map(|node| (node, ask(lab, node))).collect();
     asked.into_iter().map(|(node, asked)| (node.name.as_str(), answer(asked, interrupt))).collect()
 }
 
-fn ask(lab: &Lab, node: &Host) -> Asked {
+fn ask<'a>(lab: &'a Lab, node: &'a Host) -> Asked<'a> {
     if matches!(node.place, Place::Namespace { .. }) {
-        return Asked::Pins(lab.bpf_dir(&node.name));
+        return Asked::Pins(node, lab.bpf_dir(&node.name));
     }
     let role = Role::spawn(node, "agent-status", &node.name, &lab.log_dir(), |command| {
         command.arg("--pin-dir").arg(Path::new(PIN_DIR));
@@ -60,10 +68,14 @@ fn ask(lab: &Lab, node: &Host) -> Asked {
     Asked::Role(role)
 }
 
-fn answer(asked: Asked, interrupt: &Interrupt) -> Result<DatapathStatus, DatapathError> {
+fn answer(asked: Asked<'_>, interrupt: &Interrupt) -> Result<DatapathStatus, DatapathError> {
     const AWAITED: &str = "its status";
     match asked {
-        Asked::Pins(dir) => Ok(datapath_agent::status(&dir)?),
+        Asked::Pins(host, dir) => {
+            let status = host.enter(|| datapath_agent::status(&dir));
+            let enter = |source| DatapathError::Enter { host: host.name.clone(), source };
+            Ok(status.map_err(enter)??)
+        }
         Asked::Role(role) => {
             let mut role = role?;
             role.close_stdin();

@@ -10,6 +10,7 @@ mod desired;
 mod interrupt;
 pub(crate) mod kept_runs;
 mod launch;
+pub(crate) mod observe;
 mod prove;
 mod record;
 mod role;

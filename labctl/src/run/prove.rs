@@ -9,15 +9,20 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use datapath_agent::{DatapathStatus, ProgramStatus};
 use labctl_model::Plan;
 use labctl_provider::{Host, Lab};
-use labctl_verdict::{Canaries as SentCanaries, Evidence, Explained, Report, judge_and_explain, view};
+use labctl_verdict::{
+    Canaries as SentCanaries, Evidence, Explained, Observed, OwnProgram, Report, judge_and_explain, view,
+};
+use labctl_wire::facts::HostFacts;
 use labctl_wire::{CaptureFile, Exchange};
 
 use super::canary::Canaries;
 use super::captures::Captures;
 use super::datapath::statuses;
 use super::interrupt::Interrupt;
+use super::observe;
 use super::record::{self, Record};
 use super::run_dir::{EvidenceError, RunDir};
 use super::traffic::{Fetch, Questions};
@@ -65,6 +70,7 @@ struct Gathered {
     refusals: Vec<Exchange>,
     drops: Drops,
     canaries: SentCanaries,
+    hosts: BTreeMap<String, Observed>,
 }
 
 impl Prove<'_> {
@@ -93,7 +99,9 @@ impl Prove<'_> {
     fn gather(&self, dir: &RunDir) -> Result<Gathered, Failure> {
         let questions = Questions::new(self.plan, self.all_nodes);
         let step = self.progress.begin("captures", "waiting until each says ready");
-        let mut captures = Captures::start(self.lab).map_err(|e| self.failure("start the captures", &e))?;
+        let before = self.observe()?;
+        let mut captures =
+            Captures::start(self.lab, &before).map_err(|e| self.failure("start the captures", &e))?;
         // The client's process starts while captures get ready, and waits.
         let fetch = Fetch::start(self.lab).map_err(|e| self.failure("start the client", &e))?;
         let run = format!("{}-{}", dir.name(), std::process::id());
@@ -105,10 +113,10 @@ impl Prove<'_> {
         step.done(&format!("{points} interfaces, canaries sent past all of them"));
 
         let step = self.progress.begin("traffic", &questions.words());
-        let before = self.drops();
+        let dropped = self.drops();
         let answers =
             fetch.send(&questions.options, self.interrupt).map_err(|e| self.failure("send traffic", &e))?;
-        let after = self.drops();
+        let dropped = difference(&dropped, &self.drops());
         let (exchanges, refusals) = questions.split(answers);
         step.done(&format!("{}, {} answered", questions.words(), answered(&exchanges)));
 
@@ -117,14 +125,55 @@ impl Prove<'_> {
         self.interrupt.wait(&[], Some(Instant::now() + AFTERMATH));
         self.canaries(&mut canaries)?;
         let capture = captures.stop(self.interrupt).map_err(|e| self.failure("stop the captures", &e))?;
+        let hosts = self.observed(before, self.observe()?);
         step.done(&format!("{} packets captured", capture.packets().len()));
         Ok(Gathered {
             capture,
             exchanges,
             refusals,
-            drops: difference(&before, &after),
+            drops: dropped,
             canaries: SentCanaries { run, rounds: canaries.rounds() },
+            hosts,
         })
+    }
+
+    /// What every host is made of now.
+    fn observe(&self) -> Result<BTreeMap<String, HostFacts>, Failure> {
+        observe::hosts(self.lab, self.interrupt).map_err(|e| self.failure("observe the hosts", &e))
+    }
+
+    /// Two observations as one, with what `up` made and where its programs are.
+    fn observed(
+        &self,
+        mut before: BTreeMap<String, HostFacts>,
+        after: BTreeMap<String, HostFacts>,
+    ) -> BTreeMap<String, Observed> {
+        let own = |status: DatapathStatus| {
+            let program = |p: ProgramStatus| OwnProgram {
+                program: p.program,
+                interface: p.interface,
+                id: p.id,
+                attached: p.attached,
+            };
+            status.programs.into_iter().map(program).collect()
+        };
+        let statuses = statuses(self.lab, self.interrupt).into_iter();
+        let mut programs: BTreeMap<&str, Vec<OwnProgram>> =
+            statuses.filter_map(|(node, status)| Some((node, own(status.ok()?)))).collect();
+        let made = |name: &str| {
+            let host = self.lab.host(name).map_or(&[][..], |host| &host.interfaces);
+            host.iter().map(|interface| interface.name.clone()).collect()
+        };
+        let host = |(name, after): (String, HostFacts)| {
+            let observed = Observed {
+                made: made(&name),
+                before: before.remove(&name).unwrap_or_default(),
+                after,
+                programs: programs.remove(name.as_str()).unwrap_or_default(),
+            };
+            (name, observed)
+        };
+        after.into_iter().map(host).collect()
     }
 
     /// Drop counters of every node whose datapath tells; the verdict knows of the others that they did not.
@@ -143,9 +192,9 @@ impl Prove<'_> {
     }
 
     fn evidence(&self, gathered: Gathered) -> Evidence {
-        let Gathered { capture, exchanges, refusals, drops, canaries } = gathered;
+        let Gathered { capture, exchanges, refusals, drops, canaries, hosts } = gathered;
         let evidence = Evidence::new(self.plan.clone(), capture, exchanges, canaries);
-        Evidence { refusals, drops, uplinks: self.uplinks(), ..evidence }
+        Evidence { refusals, drops, hosts, uplinks: self.uplinks(), ..evidence }
     }
 
     /// Uplinks by the names that somebody else's nodes have for them.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use labctl_model::Plan;
+use labctl_wire::facts::HostFacts;
 use labctl_wire::{CaptureFile, Exchange, canary};
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,32 @@ impl Origin {
     }
 }
 
+/// What a host of a run was, before its traffic and after it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// Names of the interfaces that `up` made there, or found there when it was asked about a cluster.
+    pub made: BTreeSet<String>,
+    /// Before the traffic.
+    pub before: HostFacts,
+    /// After it.
+    pub after: HostFacts,
+    /// labctl's own programs there, as its pins say, after the traffic.
+    pub programs: Vec<OwnProgram>,
+}
+
+/// A program that labctl attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnProgram {
+    /// Its name.
+    pub program: String,
+    /// Where it was attached.
+    pub interface: String,
+    /// The kernel's number of it.
+    pub id: u32,
+    /// Whether it still is.
+    pub attached: bool,
+}
+
 /// Everything that the judge may know of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Evidence {
@@ -74,6 +101,9 @@ pub struct Evidence {
     /// Who took the captures.
     #[serde(default, skip_serializing_if = "is_run")]
     pub origin: Origin,
+    /// Each host as it was observed; empty in runs of versions that did not observe any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: BTreeMap<String, Observed>,
     /// Points (`worker2:lxc1a2b`) that are a node's side of a pod's link, and the pod, where no canary tells.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub pod_links: BTreeMap<String, String>,
@@ -96,6 +126,7 @@ impl Evidence {
             uplinks: BTreeMap::new(),
             canaries,
             origin: Origin::Run,
+            hosts: BTreeMap::new(),
             pod_links: BTreeMap::new(),
         };
         evidence.prove_live();

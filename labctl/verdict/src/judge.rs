@@ -42,7 +42,7 @@ fn judge_story(story: &Story<'_>) -> Judgement {
         result
     };
     let checks: Vec<_> = check::ALL.iter().map(result).collect();
-    Judgement { verdict: weigh(&checks), checks }
+    Judgement { verdict: weigh(&checks), checks, notes: story.fitness.notes.clone() }
 }
 
 /// Turns the first offending packets into lines.

@@ -198,6 +198,6 @@ fn doubt_about(story: &Story<'_>, point: usize) -> Option<String> {
         (true, Some(0), Some(received)) if received != present => {
             Some(format!("the capture on {name} received {received} packets, and {present} are in the file"))
         }
-        (true, Some(0), Some(_)) => None,
+        (true, Some(0), Some(_)) => story.fitness.doubt_about(name).map(str::to_owned),
     }
 }

@@ -104,6 +104,8 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// One result per check, in the order of [`labctl_model::CHECK_NAMES`].
     pub checks: Vec<CheckResult>,
+    /// What was noticed of the hosts, for people: `worker has an interface that up did not make: lan1`.
+    pub notes: Vec<String>,
 }
 
 impl Offence {

@@ -6,6 +6,7 @@
 pub mod canary;
 pub mod capture;
 pub mod exchange;
+pub mod facts;
 pub mod file;
 pub mod link;
 pub mod packet;

@@ -21,7 +21,9 @@ use rtnetlink::packet_core::{
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::tc::TcMessage;
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use crate::host::MacAddress;
@@ -48,9 +50,26 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_XDP: u16 = 43;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_XDP_PROG_ID: u16 = 4;
+const RTM_NEWNEIGH: u16 = 28;
+const NDMSG: usize = 12;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const RTM_NEWTFILTER: u16 = 44;
+const TCMSG: usize = 20;
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TCA_BPF_NAME: u16 = 7;
+const TCA_BPF_ID: u16 = 11;
+/// Parents of filters at the clsact qdisc's hooks: `TC_H_CLSACT` with `TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS`.
+const CLSACT_INGRESS: u32 = 0xffff_fff2;
+const CLSACT_EGRESS: u32 = 0xffff_fff3;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_STATE: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -147,6 +166,29 @@ pub(crate) struct Link {
     /// Index of the other end of a veth pair, in the other end's namespace.
     pub(crate) peer: Option<u32>,
     pub(crate) alias: Option<String>,
+    /// Index of the bridge or bond that it is a port of.
+    pub(crate) master: Option<u32>,
+    /// `veth`, `bridge`, `vxlan`; `None` for a device without such a kind.
+    pub(crate) kind: Option<String>,
+    /// Number of the XDP program that sees its frames first.
+    pub(crate) xdp: Option<u32>,
+}
+
+/// A neighbour entry for an IPv4 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Neighbour {
+    pub(crate) index: u32,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) mac: MacAddress,
+}
+
+/// A program that a clsact filter runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Filter {
+    pub(crate) index: u32,
+    pub(crate) is_ingress: bool,
+    pub(crate) id: u32,
+    pub(crate) name: String,
 }
 
 /// An rtnetlink socket in the namespace of the thread that opened it.
@@ -208,6 +250,25 @@ impl Netlink {
     pub(crate) fn addresses(&mut self) -> Result<Vec<(u32, Ipv4Addr, u8)>, NetlinkError> {
         let payload = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         self.dump(&Request::new("list", "addresses", payload, 0), RTM_NEWADDR, parse_address)
+    }
+
+    /// Every neighbour entry for an IPv4 address that has an Ethernet address.
+    pub(crate) fn neighbours(&mut self) -> Result<Vec<Neighbour>, NetlinkError> {
+        let payload = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        self.dump(&Request::new("list", "neighbours", payload, 0), RTM_NEWNEIGH, parse_neighbour)
+    }
+
+    /// The programs that clsact filters of a link run.
+    pub(crate) fn filters(&mut self, index: u32) -> Result<Vec<Filter>, NetlinkError> {
+        let mut found = Vec::new();
+        for parent in [CLSACT_INGRESS, CLSACT_EGRESS] {
+            let mut message = TcMessage::default();
+            message.header.index = index as i32;
+            message.header.parent = parent.into();
+            let payload = RouteNetlinkMessage::GetTrafficFilter(message);
+            found.extend(self.dump(&Request::new("list", "filters", payload, 0), RTM_NEWTFILTER, parse_filter)?);
+        }
+        Ok(found)
     }
 
     fn dump<T>(
@@ -363,6 +424,9 @@ fn parse_link(body: &[u8]) -> Option<Link> {
         mtu: 0,
         peer: None,
         alias: None,
+        master: None,
+        kind: None,
+        xdp: None,
     };
     for (kind, value) in attributes(body.get(IFINFOMSG..)?) {
         match kind {
@@ -372,16 +436,52 @@ fn parse_link(body: &[u8]) -> Option<Link> {
             IFLA_LINK => link.peer = u32_at(value, 0),
             IFLA_OPERSTATE => link.running = value.first() == Some(&IF_OPER_UP),
             IFLA_IFALIAS => link.alias = Some(string(value)),
-            IFLA_LINKINFO => link.forwarding = port_forwards(value),
+            IFLA_LINKINFO => {
+                link.forwarding = port_forwards(value);
+                link.kind = attribute(value, IFLA_INFO_KIND).map(string);
+            }
+            IFLA_MASTER => link.master = u32_at(value, 0),
+            IFLA_XDP => link.xdp = attribute(value, IFLA_XDP_PROG_ID).and_then(|id| u32_at(id, 0)),
             _ => {}
         }
     }
     Some(link)
 }
 
+/// The value of one attribute.
+fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
+fn parse_neighbour(body: &[u8]) -> Option<Neighbour> {
+    if i32::from(*body.first()?) != libc::AF_INET {
+        return None;
+    }
+    let rest = body.get(NDMSG..)?;
+    Some(Neighbour {
+        index: u32_at(body, 4)?,
+        address: Ipv4Addr::from(<[u8; 4]>::try_from(attribute(rest, NDA_DST)?).ok()?),
+        mac: MacAddress(attribute(rest, NDA_LLADDR)?.try_into().ok()?),
+    })
+}
+
+fn parse_filter(body: &[u8]) -> Option<Filter> {
+    let rest = body.get(TCMSG..)?;
+    if attribute(rest, TCA_KIND).map(string).as_deref() != Some("bpf") {
+        return None;
+    }
+    let options = attribute(rest, TCA_OPTIONS)?;
+    Some(Filter {
+        index: u32_at(body, 4)?,
+        is_ingress: u32_at(body, 12)? == CLSACT_INGRESS,
+        id: u32_at(attribute(options, TCA_BPF_ID)?, 0)?,
+        name: attribute(options, TCA_BPF_NAME).map(string).unwrap_or_default(),
+    })
+}
+
 fn port_forwards(link_info: &[u8]) -> Option<bool> {
-    let (_, data) = attributes(link_info).find(|(kind, _)| *kind == IFLA_INFO_SLAVE_DATA)?;
-    let (_, state) = attributes(data).find(|(kind, _)| *kind == IFLA_BRPORT_STATE)?;
+    let data = attribute(link_info, IFLA_INFO_SLAVE_DATA)?;
+    let state = attribute(data, IFLA_BRPORT_STATE)?;
     Some(state.first() == Some(&BR_STATE_FORWARDING))
 }
 

@@ -27,6 +27,7 @@ mod fetch;
 mod framed;
 mod idle;
 mod inspect;
+mod observe;
 mod relay;
 mod serve;
 
@@ -58,6 +59,7 @@ enum Role {
     Framed(framed::Args),
     Idle(idle::Args),
     Inspect(inspect::Args),
+    Observe(observe::Args),
     Relay(relay::Args),
 }
 
@@ -81,6 +83,7 @@ impl Args {
             Role::Framed(args) => args.exec(ui),
             Role::Idle(args) => args.exec(ui),
             Role::Inspect(args) => args.exec(ui),
+            Role::Observe(args) => args.exec(ui),
             Role::Relay(args) => args.exec(ui),
         }
     }

@@ -2,5 +2,6 @@
 //! free to do. Nothing in here knows of a captured packet but to find out what its capture point is.
 
 pub(crate) mod case;
+pub(crate) mod fitness;
 pub(crate) mod habit;
 pub(crate) mod place;

@@ -19,6 +19,7 @@ use labctl_wire::{Captured, Direction, Frame, PointInfo, text};
 
 use crate::evidence::Evidence;
 use crate::scene::case::{Backend, Case, Rewrite, Side, Waypoint, backends};
+use crate::scene::fitness::Fitness;
 use crate::scene::habit::{self, Habits};
 use crate::scene::place::{Addresses, Place, places};
 
@@ -48,6 +49,7 @@ pub(crate) struct Story<'a> {
     pub(crate) evidence: &'a Evidence,
     pub(crate) plan: &'a Plan,
     pub(crate) habits: Habits,
+    pub(crate) fitness: Fitness,
     /// Exchanges first, then refusals.
     pub(crate) cases: Vec<Case<'a>>,
     /// What each capture point is in the plan; `None` for one that the plan does not know.
@@ -99,6 +101,7 @@ impl<'a> Story<'a> {
             evidence,
             plan,
             habits,
+            fitness: Fitness::new(evidence),
             translated: vec![None; cases.len()],
             addressed: vec![None; cases.len()],
             way_of: vec![0; cases.len()],

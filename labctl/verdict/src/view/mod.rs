@@ -43,6 +43,9 @@ pub struct Report {
     /// Hosts whose captures are whole by somebody's word alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub vouched_for: Vec<String>,
+    /// What was noticed of the hosts, a sentence each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Results, in the order of [`labctl_model::CHECK_NAMES`].
     pub checks: Vec<CheckResult>,
 }
@@ -60,6 +63,7 @@ impl Report {
             run: run.to_owned(),
             inferred: Vec::new(),
             vouched_for: Vec::new(),
+            notes: judgement.notes,
             checks: judgement.checks,
         }
     }

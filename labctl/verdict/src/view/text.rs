@@ -27,6 +27,9 @@ pub fn render(report: &Report, colour: bool) -> String {
             below(&mut out, check, &mut told);
         }
     }
+    for note in &report.notes {
+        let _ = writeln!(out, " note: {note}");
+    }
     let seconds = (report.duration_ms / 1000, report.duration_ms % 1000 / 100);
     let verdict = paint(verdict_status(report.verdict), &report.verdict.to_string(), colour);
     let word = match &report.vouched_for[..] {
