@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use datapath_types::checksum;
+use labctl_wire::facts::{Hook, ProgramFacts};
 use labctl_wire::packet::{Mac, Transport};
 use labctl_wire::{Direction, Frame, Outcome, canary};
 
@@ -33,7 +34,7 @@ pub(super) enum Touched {
 type Way = fn(&Target<'_>, &mut Evidence, &mut Random) -> Option<Damage>;
 
 /// Ways to damage evidence and how often each is taken.
-const WAYS: [(usize, Way); 14] = [
+const WAYS: [(usize, Way); 15] = [
     (20, alter_byte),
     (20, alter_byte_and_mend_checksums),
     (8, delete_packet),
@@ -48,6 +49,7 @@ const WAYS: [(usize, Way); 14] = [
     (1, spoil_capture),
     (1, spoil_counts),
     (2, swap_packets),
+    (2, change_host),
 ];
 
 /// Does one damage; `None` where the one that was drawn cannot be done.
@@ -563,4 +565,43 @@ fn spoil_counts(target: &Target<'_>, evidence: &mut Evidence, random: &mut Rando
     };
     let name = &target.evidence.capture.points[point].point;
     Some(Damage { kind: "spoil the counts", text: format!("{name} {what}"), touched: Touched::Rest })
+}
+
+/// Something happened to a host that was observed.
+fn change_host(target: &Target<'_>, evidence: &mut Evidence, random: &mut Random) -> Option<Damage> {
+    let point = &target.evidence.capture.points[random.below(target.evidence.capture.points.len())].point;
+    let host = evidence.hosts.get_mut(&point.host)?;
+    let late = random.below(2) == 1;
+    let facts = if late { &mut host.after } else { &mut host.before };
+    let interface = facts.interfaces.iter_mut().find(|i| i.name == point.interface)?;
+    let stranger = |hook| ProgramFacts { hook, id: u32::MAX, name: "stranger".to_owned() };
+    let what = match random.below(6) {
+        0 => {
+            interface.programs.push(stranger(Hook::Xdp));
+            "has an XDP program"
+        }
+        1 => {
+            interface.programs.push(stranger(Hook::Ingress));
+            "has a stranger's program"
+        }
+        2 => {
+            interface.mac = Some(Mac([2, 0, 0, 0, 0, 1]));
+            "has another Ethernet address"
+        }
+        3 => {
+            interface.up = !interface.up;
+            "was down"
+        }
+        4 => {
+            facts.interfaces.retain(|i| i.name != point.interface);
+            "was not there"
+        }
+        _ => {
+            evidence.hosts.remove(&point.host);
+            "was not observed"
+        }
+    };
+    let when = if late { "after" } else { "before" };
+    let text = format!("{point} {what}, {when} the traffic");
+    Some(Damage { kind: "change a host", text, touched: Touched::Rest })
 }
