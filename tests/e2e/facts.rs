@@ -131,7 +131,11 @@ fn a_capture_behind_xdp_proves_nothing() {
     let verdict = lab.verify();
     assert_eq!(verdict.code(), 6, "{}", verdict.said());
     assert!(verdict.checks("inconclusive").contains("return-path"), "{}", verdict.said());
-    assert!(notes(&verdict).contains("sees the frames of worker:eth0 before the capture does"), "{}", verdict.said());
+    assert!(
+        notes(&verdict).contains("sees the frames of worker:eth0 before the capture does"),
+        "{}",
+        verdict.said()
+    );
     let folder = verdict.evidence.to_str().expect("UTF-8");
     let again = lab.labctl(&["verify", "--from", folder, "--format", "json"]);
     let kept = std::fs::read_to_string(verdict.evidence.join("results.json")).expect("results");
@@ -184,7 +188,11 @@ fn a_cable_that_was_laid_through_another_node_fails() {
     let verdict = lab.verify();
     assert_eq!(verdict.code(), 1, "{}", verdict.said());
     assert!(verdict.checks("fail").contains("return-path"), "{}", verdict.said());
-    assert!(notes(&verdict).contains("worker has an interface that up did not make: onward"), "{}", verdict.said());
+    assert!(
+        notes(&verdict).contains("worker has an interface that up did not make: onward"),
+        "{}",
+        verdict.said()
+    );
 }
 
 #[test]

@@ -102,3 +102,25 @@ fn a_run_that_is_killed_is_collected() {
     assert!(kept.status.success(), "{}", text(&kept));
     assert!(!evidence.join("run-0001").exists() && evidence.join("run-0002").exists());
 }
+
+#[test]
+fn a_capture_that_is_cut_short_fails() {
+    need_root!();
+    let lab = Lab::up("dsr");
+    for how in [&["--all"][..], &["--node", "worker"]] {
+        lab.bring_up();
+        let args = [&["capture", lab.name()][..], how, &["-w", "cut.pcapng", "--for", "30s"]].concat();
+        let mut capture = Victim::start(lab.command(&args));
+        capture.heard("capturing");
+        let down = lab.labctl(&["down", lab.name()]);
+        assert!(down.status.success(), "{}", text(&down));
+        let ended = capture.end();
+        assert_eq!(ended.code, Some(5), "{}", ended.err);
+        assert!(
+            ended.err.contains("ended by itself after") || ended.err.contains("ended with signal"),
+            "{}",
+            ended.err
+        );
+        let _ = std::fs::remove_file(lab.folder().join("cut.pcapng"));
+    }
+}

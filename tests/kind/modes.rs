@@ -96,7 +96,10 @@ impl Seen {
         });
         let packets = self.bridge.hex("ip[0] & 0xf > 5");
         let at = 2 * (14 + 20);
-        assert!(packets.iter().all(|p| options.iter().any(|o| p[at..at + 16] == *o)), "{options:?} in {packets:?}");
+        assert!(
+            packets.iter().all(|p| options.iter().any(|o| p[at..at + 16] == *o)),
+            "{options:?} in {packets:?}"
+        );
         packets.len() as u64
     }
 }

@@ -55,7 +55,8 @@ impl Point<'_> {
 
     /// Where the program of its clsact filter is pinned.
     fn filter_pin(&self, links: &Path) -> PathBuf {
-        maps::filters_folder(links.parent().unwrap_or(links)).join(format!("{}~{}", self.program, self.interface))
+        maps::filters_folder(links.parent().unwrap_or(links))
+            .join(format!("{}~{}", self.program, self.interface))
     }
 }
 

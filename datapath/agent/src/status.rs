@@ -130,7 +130,10 @@ fn programs(pins: &Path) -> io::Result<Vec<ProgramStatus>> {
     for entry in fs::read_dir(maps::links_folder(pins))? {
         let path = entry?.path();
         found.extend(status_of(&path, |program, interface| {
-            let id = PinnedLink::from_pin(&path).ok().and_then(|link| FdLink::from(link).info().ok())?.program_id();
+            let id = PinnedLink::from_pin(&path)
+                .ok()
+                .and_then(|link| FdLink::from(link).info().ok())?
+                .program_id();
             Some((id, runs_at(interface, hook(program), id)))
         }));
     }
@@ -167,7 +170,8 @@ pub struct TcxProgram {
 pub fn tcx_programs(interface: &str) -> Vec<TcxProgram> {
     let hooks = [(true, TcAttachType::Ingress), (false, TcAttachType::Egress)];
     let at = |(is_ingress, hook)| {
-        let programs = SchedClassifier::query_tcx(interface, hook).map_or_else(|_| Vec::new(), |(_, found)| found);
+        let programs =
+            SchedClassifier::query_tcx(interface, hook).map_or_else(|_| Vec::new(), |(_, found)| found);
         programs.into_iter().map(move |program| TcxProgram {
             is_ingress,
             id: program.id(),
@@ -184,7 +188,8 @@ fn hook(program: &str) -> TcAttachType {
 
 /// Whether the kernel runs this program at a TCX hook of an interface of this network namespace.
 fn runs_at(interface: &str, hook: TcAttachType, id: u32) -> bool {
-    SchedClassifier::query_tcx(interface, hook).is_ok_and(|(_, programs)| programs.iter().any(|p| p.id() == id))
+    SchedClassifier::query_tcx(interface, hook)
+        .is_ok_and(|(_, programs)| programs.iter().any(|p| p.id() == id))
 }
 
 fn open(folder: &Path, map: &'static str) -> Result<MapData, StatusError> {

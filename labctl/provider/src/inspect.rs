@@ -159,11 +159,12 @@ pub fn observe() -> Result<HostFacts, InspectError> {
     for link in netlink.links()?.into_iter().filter(|link| link.name != "lo") {
         let xdp = link.xdp.map(|id| ProgramFacts { hook: Hook::Xdp, id, name: String::new() });
         // Where there is no clsact qdisc the kernel refuses to list its filters.
-        let filters = netlink.filters(link.index).unwrap_or_default().into_iter().map(|filter| ProgramFacts {
-            hook: if filter.is_ingress { Hook::Ingress } else { Hook::Egress },
-            id: filter.id,
-            name: filter.name,
-        });
+        let filters =
+            netlink.filters(link.index).unwrap_or_default().into_iter().map(|filter| ProgramFacts {
+                hook: if filter.is_ingress { Hook::Ingress } else { Hook::Egress },
+                id: filter.id,
+                name: filter.name,
+            });
         let own = addresses.iter().filter(|(index, ..)| *index == link.index);
         interfaces.push(InterfaceFacts {
             addresses: own.map(|(_, address, prefix)| (*address, *prefix)).collect(),

@@ -113,7 +113,9 @@ fn gather<'a>(lab: &'a Lab, interrupt: &Interrupt) -> Report<'a> {
     let mut datapaths: BTreeMap<&str, DatapathStatus> = datapaths.collect();
     for (node, datapath) in &datapaths {
         let detached = datapath.programs.iter().filter(|program| !program.attached);
-        problems.extend(detached.map(|p| format!("{} is no longer attached to {node}:{}", p.program, p.interface)));
+        problems.extend(
+            detached.map(|p| format!("{} is no longer attached to {node}:{}", p.program, p.interface)),
+        );
     }
     let nodes: Vec<Node<'_>> =
         plan.nodes.iter().map(|n| node(lab, n, datapaths.remove(n.name.as_str()))).collect();

@@ -97,6 +97,16 @@ pub(crate) enum StreamError {
         /// How many should have been.
         wanted: usize,
     },
+    /// A capture ended that nobody had ended: its lab or its interfaces are gone.
+    #[error("go on: the capture on {host} ended by itself after {} ms and {packets} packets; is the lab still up?", after.as_millis())]
+    CutShort {
+        /// Whose.
+        host: String,
+        /// How long it had lasted.
+        after: Duration,
+        /// Packets handed to the sink until the end.
+        packets: u64,
+    },
     /// The sink cannot take it.
     #[error("write packets: {0}")]
     Sink(#[source] io::Error),
@@ -105,8 +115,8 @@ pub(crate) enum StreamError {
     Pipe(#[source] io::Error),
 }
 
-/// What a reader found: the number of its source, and a block or why there is none.
-type Found = (usize, Result<Block, ReadError>);
+/// What a reader found: the number of its source, and a block or why there is none; `None` at the end of its stream.
+type Found = (usize, Option<Result<Block, ReadError>>);
 
 /// A live capture.
 #[derive(Debug)]
@@ -145,8 +155,14 @@ impl Stream<'_> {
         });
         // A role that failed says more than what its failure did to the stream.
         let ended = reap_all(roles, "the end of the capture");
-        let (tally, ready) = merged?;
+        let Merged { tally, ready, cut_short } = merged?;
         ended?;
+        if let Some((number, after)) = cut_short
+            && !interrupt.is_raised()
+        {
+            let host = self.sources[number].host.name.clone();
+            return Err(StreamError::CutShort { host, after, packets: tally.packets });
+        }
         let wanted = self.wanted();
         if ready < wanted && !interrupt.is_raised() {
             return Err(StreamError::NotReady { ready, wanted });
@@ -177,10 +193,21 @@ impl Stream<'_> {
 /// Reads one role's capture to its end.
 fn forward(number: usize, stream: impl Read, send: &SyncSender<Found>) {
     for block in Reader::new(stream) {
-        if send.send((number, block)).is_err() {
+        if send.send((number, Some(block))).is_err() {
             return;
         }
     }
+    // Nobody listens any more once the merge has failed.
+    let _ = send.send((number, None));
+}
+
+/// What came of a merge.
+struct Merged {
+    tally: Tally,
+    /// How many points were ready.
+    ready: usize,
+    /// The first source that ended before it was asked to, and when.
+    cut_short: Option<(usize, Duration)>,
 }
 
 /// The merge of all captures.
@@ -198,6 +225,8 @@ struct Merge<'a> {
     arrived: u64,
     counters: Vec<(usize, Statistics)>,
     tally: Tally,
+    began: Instant,
+    cut_short: Option<(usize, Duration)>,
 }
 
 impl<'a> Merge<'a> {
@@ -212,11 +241,13 @@ impl<'a> Merge<'a> {
             arrived: 0,
             counters: Vec::new(),
             tally: Tally::default(),
+            began: Instant::now(),
+            cut_short: None,
         }
     }
 
-    /// Merges until every capture has ended; how much there was, and how many points were ready.
-    fn run(mut self, receive: &Receiver<Found>) -> Result<(Tally, usize), StreamError> {
+    /// Merges until every capture has ended.
+    fn run(mut self, receive: &Receiver<Found>) -> Result<Merged, StreamError> {
         let mut result = Ok(());
         loop {
             let found = self.receive(receive);
@@ -225,6 +256,9 @@ impl<'a> Merge<'a> {
                 self.deadline = None;
             }
             let Some(found) = found else { break };
+            if let Some((number, None)) = found {
+                self.ended(number);
+            }
             // After an error or the last wanted packet, what still comes is read and left: a capture whose
             // output nobody reads would not end.
             if result.is_ok() && !self.is_complete() {
@@ -238,7 +272,14 @@ impl<'a> Merge<'a> {
         result?;
         self.hand_on(u64::MAX)?;
         self.finish()?;
-        Ok((self.tally, self.points.len()))
+        Ok(Merged { tally: self.tally, ready: self.points.len(), cut_short: self.cut_short })
+    }
+
+    /// A source's stream is over. If nobody wanted that the rest is worth nothing alone.
+    fn ended(&mut self, number: usize) {
+        if self.stop.take().is_some() {
+            self.cut_short = Some((number, self.began.elapsed()));
+        }
     }
 
     /// The next block; `Some(None)` when it is time to look at what waits; `None` at the end of all captures.
@@ -262,6 +303,7 @@ impl<'a> Merge<'a> {
 
     fn take(&mut self, (number, block): Found) -> Result<(), StreamError> {
         let source = &self.stream.sources[number];
+        let Some(block) = block else { return Ok(()) };
         let block = block.map_err(|source_error| StreamError::Read {
             host: source.host.name.clone(),
             source: source_error,

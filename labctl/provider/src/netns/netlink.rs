@@ -266,7 +266,11 @@ impl Netlink {
             message.header.index = index as i32;
             message.header.parent = parent.into();
             let payload = RouteNetlinkMessage::GetTrafficFilter(message);
-            found.extend(self.dump(&Request::new("list", "filters", payload, 0), RTM_NEWTFILTER, parse_filter)?);
+            found.extend(self.dump(
+                &Request::new("list", "filters", payload, 0),
+                RTM_NEWTFILTER,
+                parse_filter,
+            )?);
         }
         Ok(found)
     }

@@ -13,8 +13,8 @@ pub(crate) struct Args {}
 
 impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
-        let facts =
-            observe::here().map_err(|error| Failure::because(Exit::SetupFailed, "observe this host", &error))?;
+        let facts = observe::here()
+            .map_err(|error| Failure::because(Exit::SetupFailed, "observe this host", &error))?;
         serde_json::to_writer(ui.stdout(), &facts)
             .map_err(io::Error::from)
             .and_then(|()| writeln!(ui.stdout()))

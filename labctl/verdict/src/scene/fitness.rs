@@ -71,7 +71,8 @@ impl Fitness {
             let named = if program.name.is_empty() { String::new() } else { format!(" {}", program.name) };
             let (id, hook) = (program.id, program.hook);
             if hook == Hook::Xdp {
-                let why = format!("XDP program{named} {id} sees the frames of {point} before the capture does");
+                let why =
+                    format!("XDP program{named} {id} sees the frames of {point} before the capture does");
                 self.doubt(point, why);
             } else if !evidence.plan.datapath.external && !is_own(evidence, id) {
                 self.doubt(point, format!("program{named} {id} at {hook} of {point} is not labctl's"));
