@@ -1,12 +1,20 @@
 //! Fragments: the first carries the ports, the others borrow them, and without the first nobody knows.
 
-use datapath_agent::DatapathMode::{Dsr, Local, Snat};
+use datapath_agent::DatapathMode::{Dsr, Hybrid, Local, Snat};
 
-use crate::frame::{Frame, Icmp, at};
+use crate::frame::{Frame, Icmp, SYN, at};
 use crate::harness::{
-    CLIENT, Cluster, LOCAL_POD, Node, OPTION, POD, POD_PORT, WORKER, WORKER2, client, datagram, pod, state,
-    vip,
+    CLIENT, Cluster, LOCAL_POD, Node, OPTION, POD, POD_PORT, REDIRECT, WORKER, WORKER2, client, datagram,
+    pod, request, state, vip,
 };
+
+/// The sizes that end in the eight bytes an option has, and around them.
+const TAILS: std::ops::RangeInclusive<usize> = 1..=33;
+
+/// A datagram whose last fragment carries `tail` bytes.
+fn with_tail(frame: Frame, tail: usize) -> Frame {
+    frame.may_fragment().total_len(20 + 2 * SIZE + tail)
+}
 
 /// A datagram of three fragments.
 fn large() -> Frame {
@@ -131,4 +139,124 @@ fn fragments_too_big_for_the_option_are_answered_once() {
     worker.assert_answer("from_netdev", first, &answer, "too-big-for-option");
     worker.assert_drop("from_netdev", &fragments[1], "too-big-for-option");
     assert_eq!(worker.counter("icmp-sent"), 1, "an error about a later fragment");
+}
+
+#[test]
+fn the_last_fragment_may_have_one_byte() {
+    for mode in [Dsr, Hybrid, Snat] {
+        let mut cluster = Cluster::new(mode);
+        for (id, tail) in TAILS.enumerate() {
+            let frame = with_tail(datagram(), tail).id(id as u16 + 1);
+            for (i, fragment) in frame.fragments(SIZE).iter().enumerate() {
+                let sent = cluster.worker.run("from_netdev", fragment);
+                let forwarded = match mode {
+                    Dsr => frame.clone().to(pod()).hop().options(&OPTION),
+                    _ => {
+                        let source = cluster.worker.flow("forward").snat.expect("a SNAT source");
+                        frame.clone().from(source).to(pod()).hop()
+                    }
+                };
+                sent.assert_sent(&forwarded.fragments(SIZE)[i]);
+                let delivered = forwarded.options(&[]).hop().fragments(SIZE);
+                cluster.worker2.run("from_netdev", &sent.bytes).assert_sent(&delivered[i]);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_last_fragment_of_a_reply_may_have_one_byte() {
+    for (mode, backend, node) in [(Dsr, POD, WORKER2), (Local, POD, WORKER2), (Dsr, WORKER2, WORKER2)] {
+        let mut worker2 = Node::new(&state(node, mode, &[(backend, node)])).expect("loads");
+        let asked = at(node, crate::harness::NODE_PORT);
+        worker2.run("from_netdev", &datagram().to(asked).bytes());
+        let server = at(backend, POD_PORT);
+        for (id, tail) in TAILS.enumerate() {
+            let reply = with_tail(Frame::udp(server, client()), tail).id(id as u16 + 1);
+            let want = reply.clone().from(asked);
+            for (i, fragment) in reply.fragments(SIZE).iter().enumerate() {
+                if backend == node {
+                    worker2.run("to_netdev", fragment).assert_passed(&want.fragments(SIZE)[i]);
+                } else {
+                    let want = want.clone().hop().fragments(SIZE);
+                    worker2.run("from_pod", fragment).assert_sent(&want[i]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_last_fragment_of_a_snat_reply_may_have_one_byte() {
+    let mut cluster = Cluster::new(Snat);
+    cluster.worker.run("from_netdev", &datagram().bytes());
+    let source = cluster.worker.flow("forward").snat.expect("a SNAT source");
+    for (id, tail) in TAILS.enumerate() {
+        let reply = with_tail(Frame::udp(pod(), source), tail).id(id as u16 + 1);
+        let home = reply.clone().from(vip()).to(client()).hop().hop().fragments(SIZE);
+        for (fragment, home) in reply.fragments(SIZE).iter().zip(home) {
+            let sent = cluster.worker2.run("from_pod", fragment);
+            assert_eq!(sent.action, REDIRECT, "a fragment of {tail} bytes stays at the backend's node");
+            cluster.worker.run("from_netdev", &sent.bytes).assert_sent(&home);
+        }
+    }
+}
+
+#[test]
+fn the_first_fragment_may_end_behind_the_ports() {
+    // RFC 791 allows fragments of eight bytes: a UDP header and nothing else.
+    for first in [8, 16, 24] {
+        let mut cluster = Cluster::new(Dsr);
+        let frame = datagram().may_fragment().total_len(20 + 2 * first + 3);
+        let tagged = frame.clone().to(pod()).hop().options(&OPTION).fragments(first);
+        let delivered = frame.clone().to(pod()).hop().hop().fragments(first);
+        for (i, fragment) in frame.fragments(first).iter().enumerate() {
+            let out = cluster.worker.run("from_netdev", fragment);
+            out.assert_sent(&tagged[i]);
+            cluster.worker2.run("from_netdev", &out.bytes).assert_sent(&delivered[i]);
+        }
+    }
+}
+
+#[test]
+fn a_first_fragment_without_the_whole_tcp_header_is_refused() {
+    // RFC 1858 section 3: nobody needs it but those who hide flags from a filter, and its checksum would
+    // lie in another packet.
+    let mut worker = Node::of(WORKER, Dsr);
+    let frame = request(SYN).may_fragment().total_len(200);
+    for first in [8, 16] {
+        worker.assert_drop("from_netdev", &frame.fragments(first)[0], "truncated-transport");
+    }
+    let whole = frame.clone().to(pod()).hop().options(&OPTION).fragments(24);
+    worker.run("from_netdev", &frame.fragments(24)[0]).assert_sent(&whole[0]);
+}
+
+#[test]
+fn an_empty_last_fragment_passes() {
+    // No sender makes one, but the header alone is a packet.
+    let mut cluster = Cluster::new(Dsr);
+    let pieces = large().fragments(SIZE);
+    let sent = cluster.worker.run("from_netdev", &pieces[0]);
+    cluster.worker2.run("from_netdev", &sent.bytes);
+    let empty = large().piece(2 * SIZE, &[]);
+    let sent = cluster.worker.run("from_netdev", &empty);
+    sent.assert_sent(&large().to(pod()).hop().options(&OPTION).piece(2 * SIZE, &[]));
+    let delivered = cluster.worker2.run("from_netdev", &sent.bytes);
+    delivered.assert_sent(&large().to(pod()).hop().hop().piece(2 * SIZE, &[]));
+}
+
+#[test]
+fn a_client_without_df_learns_the_size_that_fits_and_its_next_fragments_arrive() {
+    // What Linux does with IP_PMTUDISC_DONT: it takes the MTU from the error and cuts the next datagram to it.
+    for len in 1493..=1500 {
+        let mut cluster = Cluster::new(Dsr);
+        let frame = datagram().may_fragment().total_len(len);
+        let answer = Icmp::too_big(WORKER, CLIENT, 1492, frame.quote(48)).bytes();
+        cluster.worker.assert_answer("from_netdev", &frame.bytes(), &answer, "too-big-for-option");
+        let delivered = frame.clone().to(pod()).hop().hop().fragments(1472);
+        for (fragment, want) in frame.fragments(1472).iter().zip(&delivered) {
+            let sent = cluster.worker.run("from_netdev", fragment);
+            cluster.worker2.run("from_netdev", &sent.bytes).assert_sent(want);
+        }
+    }
 }

@@ -257,6 +257,12 @@ impl Frame {
         pieces.collect()
     }
 
+    /// A last fragment at this byte of the transport part.
+    pub(crate) fn piece(&self, offset: usize, bytes: &[u8]) -> Vec<u8> {
+        let ip = Header { frag: (offset / 8) as u16, ..self.ip.clone() };
+        [ethernet(0x0800), ip.bytes(bytes)].concat()
+    }
+
     /// The same packet inside an 802.1Q tag.
     pub(crate) fn tagged(&self, vlan: u16) -> Vec<u8> {
         [ethernet(0x8100), vlan.to_be_bytes().to_vec(), vec![0x08, 0x00], self.packet()].concat()

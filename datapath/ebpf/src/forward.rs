@@ -117,7 +117,11 @@ impl Move {
         if self.mtu == 0 || settings::mutated(Mutation::IgnoreMtu) {
             return None;
         }
-        // Also without DF: this node cannot fragment, and a sender that learns the path MTU does.
+        // Also without DF, where RFC 791 lets a gateway cut the packet and RFC 1191 expects no answer. eBPF has
+        // no helper that fragments, and the node's stack, which can, must not have the packet: its FORWARD
+        // rules, conntrack and rp_filter would judge a flow of which they see one direction, and an ICMP
+        // redirect would tell the client the pod's address. So the one datagram is lost, and the sender
+        // hears why: Linux lowers the path MTU for senders without DF too, and cuts the next one itself.
         let growth = self.growth();
         if wire_len(ctx, packet) as i32 + growth <= self.mtu as i32 {
             return None;

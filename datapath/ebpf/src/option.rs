@@ -57,16 +57,20 @@ fn resize(ctx: &mut TcContext, packet: &mut Packet, diff: i32, bytes: [u8; optio
     // (net/core/filter.c, bpf_skb_net_grow).
     ctx.adjust_room(diff, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO as u64)
         .map_err(|_| DropReason::RewriteFailed)?;
-    let header: *mut [u8; IPV4_MIN + option::LEN] = at(ctx, ETH_LEN).ok_or(DropReason::RewriteFailed)?;
-    let base = header.cast::<u8>();
+    // Behind a closed gap the frame may end anywhere: the last fragment of a datagram can carry one byte.
+    let base = if diff > 0 {
+        at::<[u8; IPV4_MIN + option::LEN]>(ctx, ETH_LEN).map(|header| header.cast::<u8>())
+    } else {
+        at::<[u8; IPV4_MIN]>(ctx, ETH_LEN).map(|header| header.cast::<u8>())
+    };
+    let base = base.ok_or(DropReason::RewriteFailed)?;
     let tot_len = (packet.tot_len as i32 + diff) as u16;
     let ihl = (packet.ihl as i32 + diff) as u8;
     let words = [
         u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
         u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
     ];
-    // SAFETY: all offsets lie inside the 28 bytes that `at` checked. (After closing the gap a valid
-    // packet still has eight bytes of transport header there.)
+    // SAFETY: all offsets lie inside the bytes that `at` checked: 28 where the option is written, else 20.
     unsafe {
         let old = base.cast::<u32>().read_unaligned();
         base.write(0x40 | (ihl >> 2));
