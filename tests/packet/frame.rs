@@ -169,6 +169,14 @@ impl Frame {
         self
     }
 
+    /// With its options blanked, unless they begin with a router alert.
+    pub(crate) fn without_names(mut self) -> Self {
+        if self.ip.options.first() != Some(&0x94) {
+            self.ip.options.fill(1);
+        }
+        self
+    }
+
     /// With these options in front of those it has.
     pub(crate) fn options_first(mut self, options: &[u8]) -> Self {
         self.ip.options.splice(0..0, options.iter().copied());
@@ -318,6 +326,11 @@ impl Icmp {
 
     pub(crate) fn hop(mut self) -> Self {
         self.ip.ttl -= 1;
+        self
+    }
+
+    pub(crate) fn options(mut self, options: &[u8]) -> Self {
+        self.ip.options = options.to_vec();
         self
     }
 

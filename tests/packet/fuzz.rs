@@ -56,6 +56,9 @@ fn seed(random: &mut Random) -> Vec<u8> {
         &[],
         &OPTION,
         &[0x94, 4, 0, 0],
+        &[7, 7, 8, 10, 0, 2, 7, 0],
+        &[0x83, 11, 4, 10, 0, 2, 7, 10, 0, 1, 108, 0],
+        &[68, 12, 13, 1, 10, 0, 2, 7, 0, 0, 0, 1],
         &[0x9a, 8, 0, 0x7d, 3, 0, 18, 172],
         &[1; 40],
     ]);
@@ -125,6 +128,7 @@ fn check(node: &mut Node, program: &str, frame: &[u8], context: Context) -> Resu
         OK if out.bytes == frame => no_leak(&out.bytes, program)?,
         OK | REDIRECT => {
             still_right(&out.bytes, frame)?;
+            no_name(&out.bytes)?;
             no_leak(&out.bytes, program)?;
         }
         other => return Err(format!("the verdict is {other}")),
@@ -149,6 +153,14 @@ fn whole_error(error: &[u8], frame: &[u8]) -> Result<(), String> {
         Some(wrong) if !wrong.starts_with("in the quote") || wrong_checksum(frame).is_none() => Err(wrong),
         _ => Ok(()),
     }
+}
+
+/// What becomes a frontend's packet names no pod in its options.
+fn no_name(frame: &[u8]) -> Result<(), String> {
+    let header = ETH + usize::from(frame[ETH] & 0x0f) * 4;
+    let to_client = frame[26..30] == WORKER.octets() && frame[30..34] == CLIENT.octets();
+    let named = frame.get(34..header).unwrap_or(&[]).windows(4).any(|name| name == LOCAL_POD.octets());
+    if to_client && named { Err("an option names a pod".into()) } else { Ok(()) }
 }
 
 /// Neither egress lets a service's pod speak to the client under its own address.

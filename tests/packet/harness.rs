@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf};
@@ -105,6 +106,8 @@ impl Context {
 pub(crate) struct Node {
     pub(crate) ebpf: aya::Ebpf,
     pub(crate) fs: BpfFs,
+    /// How long the kernel took to load each program.
+    pub(crate) loading: BTreeMap<&'static str, Duration>,
     links: Links,
     drops: PerCpuArray<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
@@ -198,13 +201,16 @@ impl Node {
         let pods: BTreeMap<_, _> = state.pods.iter().map(|p| (p.address, endpoint(POD_VETH, mtu))).collect();
         let links = Links { uplink: endpoint(UPLINK, 1500), pods };
         let (mut ebpf, _) = datapath_agent::open(state, &links, fs.path())?;
+        let mut loading = BTreeMap::new();
         for name in PROGRAMS {
             let program: &mut SchedClassifier = ebpf.program_mut(name).expect(name).try_into()?;
+            let started = Instant::now();
             program.load()?;
+            loading.insert(name, started.elapsed());
         }
         let slots = |map| PerCpuArray::try_from(Map::PerCpuArray(pin(&fs, map)));
         let (drops, counters) = (slots("DROPS")?, slots("COUNTERS")?);
-        Ok(Self { ebpf, fs, links, drops, counters })
+        Ok(Self { ebpf, fs, loading, links, drops, counters })
     }
 
     /// The node of most tests: loads the state of `node` in `mode` with the one pod on worker2.

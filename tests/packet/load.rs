@@ -39,3 +39,21 @@ fn the_verifier_stays_cheap() {
         }
     }
 }
+
+/// How many instructions the verifier walks, for whoever changes a program:
+/// `cargo test --test packet -- --ignored --nocapture verifier`.
+#[test]
+#[ignore = "prints, does not judge"]
+#[expect(clippy::print_stdout, reason = "that is what it is for")]
+fn what_the_verifier_walks() {
+    for mode in MODES {
+        let mut node = Node::of(WORKER, mode);
+        for name in PROGRAMS {
+            let program: &mut SchedClassifier =
+                node.ebpf.program_mut(name).expect(name).try_into().expect("classifier");
+            let info = program.info().expect("info");
+            let (walked, took) = (info.verified_instruction_count().unwrap_or(0), node.loading[name]);
+            println!("{mode:?} {name}: {walked} instructions, {} us to load", took.as_micros());
+        }
+    }
+}

@@ -19,6 +19,7 @@ mod inside;
 mod limits;
 mod load;
 mod local;
+mod names;
 mod oracle;
 mod reply;
 mod settings;

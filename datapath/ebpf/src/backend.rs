@@ -41,6 +41,8 @@ pub(crate) fn receive(ctx: &TcContext, s: &mut Scratch, host: bool) -> Step<()> 
         way.seen = same.to(frontend.addr, frontend.port);
         if !settings::has(SettingsFlags::KEEP_OPTION) && !settings::mutated(Mutation::KeepOption) {
             way.option = OptionStep::Strip;
+        } else {
+            way.option = OptionStep::Keep;
         }
         record(packet, flow, frontend, host, now)?;
     } else if let Some(frontend) = untagged(packet, now)? {

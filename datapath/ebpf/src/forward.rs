@@ -10,9 +10,11 @@ use crate::{
     drop::{PASS, Step, count, redirect},
     icmp_send::{self, Message},
     maps::{ENDPOINTS, NODES},
+    names::{self, Options, Place},
     option as dsr_option,
-    packet::{Packet, read},
+    packet::{ETH_LEN, Packet, read},
     rewrite::{Tuple, rewrite},
+    scratch::forget,
     settings,
 };
 
@@ -26,6 +28,8 @@ pub(crate) enum OptionStep {
     Insert = 1,
     /// Take it out.
     Strip = 2,
+    /// Leave the one that is there, for the pod.
+    Keep = 3,
 }
 
 /// Where a packet goes and as what.
@@ -99,7 +103,7 @@ impl Move {
     #[inline(always)]
     fn growth(&self) -> i32 {
         match self.option {
-            OptionStep::Leave => 0,
+            OptionStep::Leave | OptionStep::Keep => 0,
             OptionStep::Insert => option::LEN as i32,
             OptionStep::Strip => -(option::LEN as i32),
         }
@@ -138,23 +142,46 @@ impl Move {
         Some(Message::fragmentation_needed(room, source, reason))
     }
 
+    /// Whether the packet belongs to a flow, whose one end must not see the other's options. Whoever sends
+    /// to a pod as such, knows it.
+    #[inline(always)]
+    fn is_of_a_flow(&self) -> bool {
+        self.seen != self.new
+    }
+
+    /// The options that the packet came with.
+    #[inline(always)]
+    fn options(&self, packet: &Packet) -> Place {
+        let carrier = matches!(self.option, OptionStep::Strip | OptionStep::Keep);
+        Place { header: ETH_LEN, ihl: packet.ihl, carrier }
+    }
+
     /// Carries the move out. Gives the tc action.
     ///
     /// # Errors
     /// A drop if a helper refuses.
     #[inline(always)]
-    pub(crate) fn carry_out(&self, ctx: &mut TcContext, packet: &mut Packet) -> Step<i32> {
+    pub(crate) fn carry_out(
+        &self,
+        ctx: &mut TcContext,
+        packet: &mut Packet,
+        options: &mut Options,
+    ) -> Step<i32> {
         if let Some(message) = self.obstacle(ctx, packet) {
             return self.send_back(ctx, packet, &message);
         }
         if self.option == OptionStep::Insert && packet.ihl > dsr_option::LONGEST {
             return Err(DropReason::OptionNoRoom.into());
         }
-        rewrite(ctx, packet, &self.new, self.hop)?;
-        match self.option {
-            OptionStep::Leave => {}
+        if self.is_of_a_flow() {
+            names::blank(ctx, options, self.options(packet))?;
+        }
+        let (way, packet) = (core::hint::black_box(self), forget(packet));
+        rewrite(ctx, packet, &way.new, way.hop)?;
+        match way.option {
+            OptionStep::Leave | OptionStep::Keep => {}
             OptionStep::Insert => {
-                dsr_option::insert(ctx, packet, self.seen.dst, self.seen.dport)?;
+                dsr_option::insert(ctx, packet, way.seen.dst, way.seen.dport)?;
                 count(Counter::OptionInserted);
             }
             OptionStep::Strip => {
@@ -162,7 +189,7 @@ impl Move {
                 count(Counter::OptionStripped);
             }
         }
-        Ok(if self.out == 0 { PASS } else { redirect(ctx, self.out) })
+        Ok(if way.out == 0 { PASS } else { redirect(ctx, way.out) })
     }
 
     /// Answers the sender. A packet that another node has rewritten shows its sender's view again first.

@@ -12,6 +12,7 @@ use crate::{
     flow::{self, now},
     forward::{self, Move},
     maps::{BACKEND_SOCKETS, FRONTENDS},
+    names::{self, Place},
     packet::{ETH_LEN, IPV4_MIN, Packet, at, ipv4, read},
     rewrite::Tuple,
     scratch::Scratch,
@@ -104,7 +105,7 @@ pub(crate) fn from_netdev(ctx: &mut TcContext, s: &mut Scratch) -> Step<i32> {
     } else {
         return Ok(PASS);
     };
-    send(ctx, packet, &quote, &new, false)
+    send(ctx, s, &quote, &new, false)
 }
 
 /// An error that a pod sends, or that this host's stack sends on a pod's behalf (`egress`).
@@ -133,7 +134,7 @@ pub(crate) fn from_backend(ctx: &mut TcContext, s: &mut Scratch, egress: bool) -
     } else {
         return Ok(PASS);
     };
-    send(ctx, packet, &quote, &new, egress)
+    send(ctx, s, &quote, &new, egress)
 }
 
 /// The quote is a reply that we sent: frontend to client.
@@ -163,13 +164,15 @@ struct Rewritten {
     src: u32,
     dst: u32,
     quote: Tuple,
+    /// Whether a client reads it, who must not learn of a pod from the options of either header.
+    hide: bool,
 }
 
 impl Rewritten {
     /// As it is: another node translates it, or has done so.
     #[inline(always)]
     fn same(packet: &Packet, quote: &Quote) -> Self {
-        Self { src: packet.src, dst: packet.dst, quote: quote.tuple }
+        Self { src: packet.src, dst: packet.dst, quote: quote.tuple, hide: false }
     }
 
     /// As the client knows the flow. The backend's own errors come from the frontend; a router's keep the
@@ -179,7 +182,7 @@ impl Rewritten {
         let src = if packet.src == flow.backend_addr { flow.vip } else { packet.src };
         let quote =
             Tuple { src: flow.client_addr, dst: flow.vip, sport: flow.client_port, dport: flow.vport };
-        Self { src, dst: flow.client_addr, quote }
+        Self { src, dst: flow.client_addr, quote, hide: true }
     }
 
     /// As the backend knows the flow.
@@ -192,13 +195,14 @@ impl Rewritten {
             sport: flow.backend_port,
             dport: if snat { flow.snat_port } else { flow.client_port },
         };
-        Self { src: packet.src, dst: flow.backend_addr, quote }
+        Self { src: packet.src, dst: flow.backend_addr, quote, hide: false }
     }
 }
 
 /// Writes the error and sends it on; at egress the stack has routed it already.
 #[inline(always)]
-fn send(ctx: &mut TcContext, packet: &Packet, quote: &Quote, new: &Rewritten, egress: bool) -> Step<i32> {
+fn send(ctx: &mut TcContext, s: &mut Scratch, quote: &Quote, new: &Rewritten, egress: bool) -> Step<i32> {
+    let Scratch { packet, options, .. } = s;
     let way = Move::towards(packet, Tuple::of(packet).to(new.dst, 0));
     let hop = way.hop && !egress;
     // An error about an error is forbidden (RFC 1122 section 3.2.2), so a dying one just dies.
@@ -206,6 +210,13 @@ fn send(ctx: &mut TcContext, packet: &Packet, quote: &Quote, new: &Rewritten, eg
         return Err(DropReason::TtlExceeded.into());
     }
     write(ctx, packet, quote, new, hop)?;
+    if new.hide {
+        let outer = Place { header: ETH_LEN, ihl: packet.ihl, carrier: false };
+        names::blank(ctx, options, outer)?;
+        // The quoted options and the quoted header's checksum change by opposite amounts, too.
+        let inner = Place { header: quote.offset, ihl: quote.ihl, carrier: false };
+        names::blank(ctx, options, inner)?;
+    }
     Ok(if egress || way.out == 0 { PASS } else { redirect(ctx, way.out) })
 }
 

@@ -29,6 +29,8 @@ mod icmp_send;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod names;
+#[cfg(target_arch = "bpf")]
 mod option;
 #[cfg(target_arch = "bpf")]
 mod packet;

@@ -185,7 +185,8 @@ fn to_pod_steps(ctx: &mut TcContext) -> Step<i32> {
 
 #[inline(always)]
 fn carry_out(ctx: &mut TcContext, s: &mut Scratch) -> Step<i32> {
-    s.way.carry_out(ctx, &mut s.packet)
+    let Scratch { packet, way, options, .. } = s;
+    way.carry_out(ctx, packet, options)
 }
 
 /// Whether one of our ingress programs sent this packet here.

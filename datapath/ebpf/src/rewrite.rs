@@ -24,7 +24,7 @@ const TCP_CHECK: usize = 16;
 const UDP_CHECK: usize = 6;
 
 /// The addresses and ports that a packet shall have.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tuple {
     pub(crate) src: u32,
     pub(crate) dst: u32,

@@ -13,6 +13,7 @@ use crate::{
     drop::{Leave, Step},
     forward::Move,
     maps::SCRATCH,
+    names::Options,
     packet::Packet,
 };
 
@@ -24,6 +25,8 @@ pub(crate) struct Scratch {
     pub(crate) flow: Flow,
     /// Its next move.
     pub(crate) way: Move,
+    /// The IPv4 options that are looked at.
+    pub(crate) options: Options,
     /// 1 if this packet opened the flow, 0 if it follows one.
     pub(crate) opened: u32,
 }

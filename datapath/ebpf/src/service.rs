@@ -42,7 +42,7 @@ pub(crate) fn decide(s: &mut Scratch, frontend: &Frontend, origin: Origin, hook:
         }
         s.opened = 1;
     }
-    let Scratch { packet, flow, way, opened } = forget(s);
+    let Scratch { packet, flow, way, opened, .. } = forget(s);
     let mut new = Tuple::of(packet).to(flow.backend_addr, flow.backend_port);
     let reversed = flow.flags & FlowFlags::SNAT != 0;
     let local = flow.flags & FlowFlags::LOCAL != 0;
