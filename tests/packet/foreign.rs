@@ -2,8 +2,11 @@
 
 use datapath_agent::DatapathMode::{Dsr, Hybrid, Local, Snat};
 
-use crate::frame::{ACK, Frame, SYN, ethernet};
-use crate::harness::{Node, OK, PROGRAMS, SHOT, WORKER, client, datagram, pod, request, response, vip};
+use crate::frame::{ACK, Frame, Icmp, SYN, at, ethernet};
+use crate::harness::{
+    CLIENT, Cluster, LOCAL_POD, Node, OK, POD_PORT, PROGRAMS, SHOT, WORKER, WORKER2, client, datagram, pod,
+    request, response, state, vip,
+};
 
 /// Runs a frame through every program in every mode; it must pass untouched.
 #[track_caller]
@@ -37,7 +40,85 @@ fn arp_ipv6_and_unknown_protocols_pass() {
 
 #[test]
 fn a_vlan_tag_passes_with_all_that_is_in_it() {
-    assert_untouched(&[request(SYN).tagged(100), datagram().tagged(0), response(ACK).tagged(4094)]);
+    assert_untouched(&[request(SYN).tagged(100), datagram().tagged(1), response(ACK).tagged(4094)]);
+    // The priority says nothing about the VLAN.
+    assert_untouched(&[request(SYN).tagged(0xe001), datagram().tagged(0x7fff)]);
+    // A VLAN inside a priority tag is a VLAN.
+    let mut double = ethernet(0x8100);
+    double.extend([0, 0]);
+    double.extend(&request(SYN).tagged(7)[12..]);
+    for mode in [Dsr, Snat, Hybrid, Local] {
+        let mut worker = Node::of(WORKER, mode);
+        let out = worker.run("from_netdev", &double);
+        assert_eq!(out.action, OK, "a VLAN in a priority tag is served");
+        assert!(worker.flows().is_empty() && worker.status().drops.is_empty());
+    }
+}
+
+#[test]
+fn a_priority_tag_is_no_vlan() {
+    for priority in [0u16, 0x2000, 0xf000] {
+        for mode in [Dsr, Snat, Hybrid] {
+            let mut cluster = Cluster::new(mode);
+            for frame in [request(SYN), request(ACK).payload(b"GET /"), datagram()] {
+                let plain = cluster.worker.run("from_netdev", &frame.bytes());
+                let out = cluster.worker.run("from_netdev", &frame.tagged(priority));
+                out.assert_sent(&plain.bytes);
+                // The next node's frame may have one too.
+                let with_tag = [&plain.bytes[..12], &[0x81, 0], &priority.to_be_bytes(), &plain.bytes[12..]];
+                let delivered = cluster.worker2.run("from_netdev", &plain.bytes);
+                cluster.worker2.run("from_netdev", &with_tag.concat()).assert_sent(&delivered.bytes);
+            }
+        }
+        let mut worker = Node::new(&state(WORKER, Local, &[(LOCAL_POD, WORKER)])).expect("loads");
+        let local = at(LOCAL_POD, POD_PORT);
+        let want = datagram().to(local).hop().bytes();
+        worker.run("from_netdev", &datagram().tagged(priority)).assert_sent(&want);
+        let reply = Frame::udp(local, client());
+        worker.run("from_pod", &reply.tagged(priority)).assert_sent(&reply.from(vip()).hop().bytes());
+    }
+}
+
+#[test]
+fn a_frame_for_another_station_is_not_served() {
+    // A switch that does not know where the address is sends the frame to all ports.
+    let frames = [
+        request(SYN),
+        datagram(),
+        request(SYN).to(pod()).options(&crate::harness::OPTION),
+        response(SYN | ACK),
+        Frame::udp(pod(), client()),
+    ];
+    for mode in [Dsr, Snat, Hybrid, Local] {
+        for node in [WORKER, WORKER2] {
+            let mut node = Node::of(node, mode);
+            for station in [[2, 0, 0, 0, 0, 9], [0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
+                for frame in &frames {
+                    for mut bytes in [frame.bytes(), frame.tagged(0)] {
+                        bytes[..6].copy_from_slice(&station);
+                        for program in ["from_netdev", "from_pod"] {
+                            let out = node.run(program, &bytes);
+                            assert_eq!((out.action, &out.bytes), (OK, &bytes), "{program} in {mode:?}");
+                        }
+                    }
+                }
+            }
+            assert!(node.flows().is_empty());
+            assert!(node.status().drops.is_empty());
+        }
+    }
+}
+
+#[test]
+fn an_error_for_another_station_is_not_translated() {
+    for mode in [Dsr, Snat] {
+        let mut worker = Node::of(WORKER, mode);
+        worker.run("from_netdev", &datagram().bytes());
+        let quote = Frame::udp(vip(), client()).quote(8);
+        let mut error = Icmp::too_big(CLIENT, WORKER, 1280, quote).bytes();
+        error[..6].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+        worker.run("from_netdev", &error).assert_passed(&error);
+    }
 }
 
 #[test]

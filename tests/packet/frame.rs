@@ -30,9 +30,10 @@ pub(crate) fn at(addr: Ipv4Addr, port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(addr, port)
 }
 
-/// An Ethernet header with the EtherType.
+/// An Ethernet header with the EtherType, to the interface that BPF_PROG_TEST_RUN uses: the loopback's address
+/// is all zeros.
 pub(crate) fn ethernet(ether_type: u16) -> Vec<u8> {
-    let mut bytes = vec![0x02, 0, 0, 0, 0, 0x02, 0x02, 0, 0, 0, 0, 0x01];
+    let mut bytes = vec![0, 0, 0, 0, 0, 0, 0x02, 0, 0, 0, 0, 0x01];
     bytes.extend(ether_type.to_be_bytes());
     bytes
 }

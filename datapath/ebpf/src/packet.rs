@@ -1,11 +1,12 @@
 //! From frame to [`Packet`]: the addresses, ports and flags that every later step needs.
 //!
 //! Offsets are derived from IHL, never from a fixed header length: tagged packets have IHL 7. Verdicts
-//! for what is not a plain datagram: a VLAN tag or another EtherType passes untouched; an inconsistent
-//! IPv4 header is dropped (the stack would drop it too, but nobody would count it); a later fragment
-//! borrows the ports of its first fragment; the hooks decide about one whose first was never seen.
+//! for what is not a plain datagram: a frame for another station, a VLAN or another EtherType passes untouched;
+//! a priority tag (VLAN 0) is taken off; an inconsistent IPv4 header is dropped (the stack would drop it too,
+//! but nobody would count it); a later fragment borrows the ports of its first fragment; the hooks decide
+//! about one whose first was never seen.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{helpers::generated::bpf_skb_vlan_pop, programs::TcContext};
 use datapath_types::{DropReason, FragmentKey, FragmentPorts, PROTO_TCP, PROTO_UDP};
 
 use crate::{
@@ -20,6 +21,12 @@ pub(crate) const ETH_LEN: usize = 14;
 pub(crate) const IPV4_MIN: usize = 20;
 /// EtherType IPv4, packet order.
 const ETHERTYPE_IPV4: u32 = 0x0800u16.to_be() as u32;
+/// EtherType of an 802.1Q tag, packet order.
+const ETHERTYPE_VLAN: u32 = 0x8100u16.to_be() as u32;
+/// The VLAN's number in a tag.
+const VLAN_ID: u32 = 0x0fff;
+/// `skb->pkt_type` of a frame to this interface's own address (include/uapi/linux/if_packet.h).
+const PACKET_HOST: u32 = 0;
 /// All headers that any step reads: Ethernet, the longest IPv4 header, a TCP header.
 const HEADERS: u32 = (ETH_LEN + 60 + 20) as u32;
 
@@ -139,6 +146,51 @@ fn is_plain_ipv4(ctx: &TcContext) -> bool {
     // SAFETY: the kernel hands a valid context; both are plain fields.
     let (protocol, vlan) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).vlan_present) };
     protocol == ETHERTYPE_IPV4 && vlan == 0
+}
+
+/// Whether the frame is addressed to this interface. A switch that does not know the way floods, and the stack
+/// (`ip_rcv`, `tcp_v4_rcv`) throws away what is for another station; served here, it would be served twice.
+#[inline(always)]
+fn is_for_us(ctx: &TcContext) -> bool {
+    // SAFETY: the kernel hands a valid context; a plain field.
+    unsafe { (*ctx.skb.skb).pkt_type == PACKET_HOST }
+}
+
+/// Takes a priority tag off (IEEE 802.1Q: VLAN 0 is no VLAN, its tag only has a priority), as the stack does
+/// (`vlan_do_receive`). The kernel has moved an outer tag from the frame into the socket buffer before a program
+/// at ingress sees it; BPF_PROG_TEST_RUN leaves it in the frame.
+#[inline(always)]
+fn untag(ctx: &TcContext) {
+    let skb = ctx.skb.skb;
+    // SAFETY: the kernel hands a valid context; plain fields.
+    let (protocol, present, tci) = unsafe { ((*skb).protocol, (*skb).vlan_present, (*skb).vlan_tci) };
+    let vlan = if present != 0 {
+        tci & VLAN_ID
+    } else if protocol == ETHERTYPE_VLAN {
+        read::<u16>(ctx, ETH_LEN).map_or(VLAN_ID, |tci| u16::from_be(tci) as u32 & VLAN_ID)
+    } else {
+        return;
+    };
+    if vlan == 0 {
+        // A failure leaves the tag, and the frame passes like any tagged one.
+        // SAFETY: `skb` is the context.
+        let _ = unsafe { bpf_skb_vlan_pop(skb) };
+    }
+}
+
+/// Parses a frame that arrives: as [`parse`], and only what is for this interface.
+///
+/// # Errors
+/// As [`parse`].
+#[inline(always)]
+pub(crate) fn parse_arrived(ctx: &TcContext, packet: &mut Packet) -> Step<()> {
+    if !is_for_us(ctx) {
+        return Err(Leave::PASS);
+    }
+    if !is_plain_ipv4(ctx) {
+        untag(ctx);
+    }
+    parse(ctx, packet)
 }
 
 /// Parses the IPv4 header and the ports.

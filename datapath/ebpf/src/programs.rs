@@ -11,7 +11,7 @@ use crate::{
     forward::{self, Move},
     icmp,
     maps::{BACKEND_SOCKETS, BACKENDS, FRONTENDS},
-    packet::{Fragment, Packet, parse},
+    packet::{Fragment, Packet, parse, parse_arrived},
     reply,
     rewrite::Tuple,
     scratch::{Scratch, forget, scratch},
@@ -47,7 +47,7 @@ pub(crate) fn to_pod(mut ctx: TcContext) -> i32 {
 #[inline(always)]
 fn from_netdev_steps(ctx: &mut TcContext) -> Step<i32> {
     let s = scratch()?;
-    parse(ctx, &mut s.packet)?;
+    parse_arrived(ctx, &mut s.packet)?;
     if icmp::is_error(ctx, &s.packet) {
         return icmp::from_netdev(ctx, s);
     }
@@ -84,7 +84,7 @@ fn decide_from_netdev(ctx: &TcContext, s: &mut Scratch) -> Step<()> {
 #[inline(always)]
 fn from_pod_steps(ctx: &mut TcContext) -> Step<i32> {
     let s = scratch()?;
-    parse(ctx, &mut s.packet)?;
+    parse_arrived(ctx, &mut s.packet)?;
     if icmp::is_error(ctx, &s.packet) {
         return icmp::from_backend(ctx, s, false);
     }
