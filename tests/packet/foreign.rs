@@ -2,7 +2,7 @@
 
 use datapath_agent::DatapathMode::{Dsr, Hybrid, Local, Snat};
 
-use crate::frame::{ACK, Frame, Icmp, SYN, at, ethernet};
+use crate::frame::{ACK, Frame, Icmp, SYN, at, ethernet, with_header_sum};
 use crate::harness::{
     CLIENT, Cluster, LOCAL_POD, Node, OK, POD_PORT, PROGRAMS, SHOT, WORKER, WORKER2, client, datagram, pod,
     request, response, state, vip,
@@ -207,6 +207,7 @@ fn a_truncated_transport_header_is_refused() {
             let total = frame.ihl() + transport;
             let mut short = bytes.clone();
             short[16..18].copy_from_slice(&(total as u16).to_be_bytes());
+            let short = with_header_sum(short);
             assert_refused(&mut worker, &short, "truncated-transport");
             assert_refused(&mut worker, &short[..14 + total], "truncated-transport");
         }

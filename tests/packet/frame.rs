@@ -30,10 +30,29 @@ pub(crate) fn at(addr: Ipv4Addr, port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(addr, port)
 }
 
+/// Where frames come from, unless a test says otherwise: another node.
+pub(crate) const NEIGHBOUR: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
+
+/// The same frame from another station.
+pub(crate) fn sent_by(station: [u8; 6], mut frame: Vec<u8>) -> Vec<u8> {
+    frame[6..12].copy_from_slice(&station);
+    frame
+}
+
+/// The frame with the right IPv4 header checksum, if it has a header.
+pub(crate) fn with_header_sum(mut frame: Vec<u8>) -> Vec<u8> {
+    let end = ETH + usize::from(frame[ETH] & 0x0f) * 4;
+    frame[24..26].fill(0);
+    let check = sum(&frame[ETH..end]);
+    frame[24..26].copy_from_slice(&check.to_be_bytes());
+    frame
+}
+
 /// An Ethernet header with the EtherType, to the interface that BPF_PROG_TEST_RUN uses: the loopback's address
 /// is all zeros.
 pub(crate) fn ethernet(ether_type: u16) -> Vec<u8> {
-    let mut bytes = vec![0, 0, 0, 0, 0, 0, 0x02, 0, 0, 0, 0, 0x01];
+    let mut bytes = vec![0; 6];
+    bytes.extend(NEIGHBOUR);
     bytes.extend(ether_type.to_be_bytes());
     bytes
 }

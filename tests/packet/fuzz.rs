@@ -11,7 +11,7 @@ use datapath_agent::DatapathMode::{self, Dsr, Hybrid, Local, Snat};
 use datapath_agent::LocalPod;
 
 use crate::check::{hex, wrong_checksum};
-use crate::frame::{ACK, ETH, FIN, Frame, Icmp, RST, SYN, at};
+use crate::frame::{ACK, ETH, FIN, Frame, Icmp, NEIGHBOUR, RST, SYN, at};
 use crate::harness::{
     CLIENT, CLUSTER_IP, CONTROL, Context, LOCAL_POD, NODE_PORT, Node, OK, OPTION, POD, POD_PORT, PROGRAMS,
     REDIRECT, SHOT, WORKER, WORKER2, pod, state, vip,
@@ -82,6 +82,17 @@ fn seed(random: &mut Random) -> Vec<u8> {
 
 /// Spoils a packet: some bytes, its length, or nothing.
 fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
+    damage(random, frame);
+    // Mostly a new header checksum, so that the damage gets further than that.
+    let sum = header_sum(frame);
+    if random.below(8) > 0
+        && let (Some(field), Some(sum)) = (frame.get_mut(24..26), sum)
+    {
+        field.copy_from_slice(&sum.to_be_bytes());
+    }
+}
+
+fn damage(random: &mut Random, frame: &mut Vec<u8>) {
     for _ in 0..random.pick(&[0, 0, 0, 1, 1, 2, 8]) {
         let headers = frame.len().min(90);
         let at = random.below(headers);
@@ -91,11 +102,8 @@ fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
         0 => frame.truncate(SHORTEST.max(random.below(frame.len()))),
         1 => frame.extend(random.bytes(20)),
         2 => {
-            // A new header checksum, so that the other damage gets further.
-            let sum = header_sum(frame);
-            if let (Some(field), Some(sum)) = (frame.get_mut(24..26), sum) {
-                field.copy_from_slice(&sum.to_be_bytes());
-            }
+            let station = random.bytes(6);
+            frame[6..12].copy_from_slice(&station);
         }
         _ => {}
     }
@@ -147,6 +155,14 @@ fn untagged(frame: &[u8]) -> Vec<u8> {
 
 /// A rewritten packet has right checksums if it had before.
 fn still_right(out: &[u8], frame: &[u8]) -> Result<(), String> {
+    let arrived = untagged(frame);
+    if out[26..34] != arrived[26..34] && arrived[6..12] != NEIGHBOUR && out.get(34) == Some(&0x9a) {
+        // A carrier that this node put in is the only one that may go on.
+        let own = out.get(34..42) == Some(&OPTION) && arrived[30..34] == WORKER.octets();
+        if !own {
+            return Err("a carrier of a stranger goes on".into());
+        }
+    }
     if header_is_right(frame) && !header_is_right(out) {
         return Err("the IPv4 header checksum became wrong".into());
     }
@@ -206,7 +222,7 @@ fn fuzz(mode: DatapathMode, seed_number: u64) {
             };
             mutate(&mut random, &mut frame);
             let gso_size = if random.below(20) == 0 { 1 + random.below(1500) as u32 } else { 0 };
-            let context = Context { gso_size, gso_segs: u32::from(gso_size != 0) * 2, mark: 0 };
+            let context = Context { gso_size, gso_segs: u32::from(gso_size != 0) * 2, ..Context::default() };
             match check(&mut node, program, &frame, context) {
                 Ok(OK) => outcomes[0] += 1,
                 Ok(SHOT) => outcomes[1] += 1,

@@ -12,12 +12,12 @@ use datapath_agent::{
     Proto, ServiceState,
 };
 use datapath_types::{
-    Counter, DropReason, Endpoint, Event, Flow, FlowKey, FlowKind, Frontend, MARK_DONE, SocketKey,
+    Counter, DropReason, Endpoint, Event, Flow, FlowKey, FlowKind, Frontend, MARK_DONE, NodeEntry, SocketKey,
 };
 use labctl_tests::bpffs::BpfFs;
 
 use crate::check::assert_frame;
-use crate::frame::{Frame, at};
+use crate::frame::{Frame, NEIGHBOUR, at};
 
 /// Addresses of the lab that the tests play in, those of labs/dsr.yaml.
 pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
@@ -89,13 +89,17 @@ pub(crate) struct Context {
     pub(crate) mark: u32,
     pub(crate) gso_segs: u32,
     pub(crate) gso_size: u32,
+    /// Interface that the packet came in by.
+    pub(crate) arrived_on: u32,
 }
 
 impl Context {
     /// The bytes of `struct __sk_buff` (include/uapi/linux/bpf.h), 192 of them.
     fn bytes(self) -> Vec<u8> {
         let mut bytes = vec![0; 192];
-        for (offset, value) in [(8, self.mark), (164, self.gso_segs), (176, self.gso_size)] {
+        for (offset, value) in
+            [(8, self.mark), (36, self.arrived_on), (164, self.gso_segs), (176, self.gso_size)]
+        {
             bytes[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
         }
         bytes
@@ -208,6 +212,7 @@ impl Node {
             program.load()?;
             loading.insert(name, started.elapsed());
         }
+        meet_neighbours(&fs)?;
         let slots = |map| PerCpuArray::try_from(Map::PerCpuArray(pin(&fs, map)));
         let (drops, counters) = (slots("DROPS")?, slots("COUNTERS")?);
         Ok(Self { ebpf, fs, loading, links, drops, counters })
@@ -312,6 +317,21 @@ impl Node {
         slot(&self.counters, *counter as u32)
     }
 
+    /// What the node knows of another one.
+    pub(crate) fn neighbour(&self, node: Ipv4Addr) -> NodeEntry {
+        let nodes: HashMap<_, u32, NodeEntry> =
+            HashMap::try_from(Map::HashMap(pin(&self.fs, "NODES"))).expect("a hash map of nodes");
+        nodes.get(&u32::from_ne_bytes(node.octets()), 0).expect("the node is known")
+    }
+
+    /// Makes the node forget the link address of another one.
+    pub(crate) fn forget_neighbour(&self, node: Ipv4Addr) {
+        let mut nodes: HashMap<_, u32, NodeEntry> =
+            HashMap::try_from(Map::HashMap(pin(&self.fs, "NODES"))).expect("a hash map of nodes");
+        let entry = NodeEntry { mac: 0, ..self.neighbour(node) };
+        nodes.insert(u32::from_ne_bytes(node.octets()), entry, 0).expect("the entry is replaced");
+    }
+
     /// Conntrack as users see it.
     pub(crate) fn flows(&self) -> Vec<FlowRecord> {
         datapath_agent::flows(self.fs.path()).expect("pins are there")
@@ -365,6 +385,19 @@ impl Node {
         }
         events
     }
+}
+
+/// Tells a node the link address of the others, which it would learn from the kernel: the one that all frames of
+/// these tests come from.
+fn meet_neighbours(fs: &BpfFs) -> Result<()> {
+    let mut nodes: HashMap<_, u32, NodeEntry> = HashMap::try_from(Map::HashMap(pin(fs, "NODES")))?;
+    let entries: Vec<(u32, NodeEntry)> = nodes.iter().collect::<Result<_, _>>()?;
+    for (address, entry) in entries {
+        let [a, b, c, d, e, f] = NEIGHBOUR;
+        let mac = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
+        nodes.insert(address, NodeEntry { mac, ..entry }, 0)?;
+    }
+    Ok(())
 }
 
 /// Opens a pinned map.

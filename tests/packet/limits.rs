@@ -183,6 +183,6 @@ fn of_a_gso_packet_the_segments_count() {
 fn nobody_is_told_about_a_packet_without_a_source() {
     let mut worker = Node::of(WORKER, Dsr);
     let frame = request(SYN).from(at([0, 0, 0, 0].into(), 1)).ttl(1);
-    worker.assert_drop("from_netdev", &frame.bytes(), "ttl-exceeded");
+    worker.assert_drop("from_netdev", &frame.bytes(), "martian-source");
     assert_eq!(worker.counter("icmp-sent"), 0);
 }

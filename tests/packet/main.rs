@@ -24,4 +24,5 @@ mod oracle;
 mod reply;
 mod settings;
 mod snat;
+mod trust;
 mod tuple;

@@ -1,7 +1,7 @@
 //! One client port, two frontends, one pod: the pod sees the same 5-tuple twice, and must not answer one
 //! client socket as the other's frontend (Cilium issues 18632 and 11810).
 
-use datapath_agent::DatapathMode::{Dsr, Local};
+use datapath_agent::DatapathMode::Dsr;
 
 use crate::frame::{ACK, FIN, Frame, RST, SYN, at};
 use crate::harness::{
@@ -122,7 +122,7 @@ fn a_local_flow_is_protected_like_a_remote_one() {
 
 #[test]
 fn other_tuples_are_not_touched() {
-    let mut worker2 = Node::new(&state(WORKER2, Local, &[(crate::harness::POD, WORKER2)])).expect("loads");
+    let mut worker2 = Node::of(WORKER2, Dsr);
     worker2.run("from_netdev", &first(request(SYN)));
     let neighbour = at(*client().ip(), client().port() + 1);
     let frame = request(SYN).from(neighbour);

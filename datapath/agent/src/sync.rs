@@ -109,7 +109,7 @@ impl Desired {
         let mut desired = Self::default();
         for node in &state.nodes {
             let is_self = u32::from(*node == state.node_address);
-            desired.nodes.insert(addr(*node), NodeEntry { is_self });
+            desired.nodes.insert(addr(*node), NodeEntry { is_self, ..NodeEntry::default() });
         }
         for (address, endpoint) in pods {
             desired.endpoints.insert(addr(*address), *endpoint);
@@ -290,7 +290,7 @@ pub(crate) fn sync(
     written: &mut Written,
 ) -> Result<(), SyncError> {
     desired.keep_tables(&written.frontends);
-    insert_all(ebpf, maps::NODES, &desired.nodes)?;
+    insert_nodes(ebpf, &desired.nodes)?;
     insert_all(ebpf, maps::ENDPOINTS, &desired.endpoints)?;
     insert_all(ebpf, maps::BACKENDS, &desired.backends)?;
     let sockets: Vec<(SocketKey, u32)> = desired.sockets.iter().map(|(k, v)| ((*k).into(), *v)).collect();
@@ -340,6 +340,18 @@ where
     let mut hash = hash::<K, V>(ebpf, name)?;
     for (key, value) in pairs {
         hash.insert(key, value, 0).map_err(SyncError::map(name))?;
+    }
+    Ok(())
+}
+
+/// Inserts the nodes that are not there yet. The others keep what the datapath has learned about them.
+fn insert_nodes(ebpf: &mut aya::Ebpf, nodes: &BTreeMap<u32, NodeEntry>) -> Result<(), SyncError> {
+    let fail = SyncError::map(maps::NODES);
+    let mut hash = hash::<u32, NodeEntry>(ebpf, maps::NODES)?;
+    for (address, node) in nodes {
+        if !hash.get(address, 0).is_ok_and(|now| now.is_self == node.is_self) {
+            hash.insert(address, node, 0).map_err(fail)?;
+        }
     }
     Ok(())
 }

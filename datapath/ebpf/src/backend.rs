@@ -1,7 +1,6 @@
 //! The backend's side of a flow: what the option taught is recorded before the packet is handed over, so
 //! that the first reply already finds it.
 
-use aya_ebpf::programs::TcContext;
 use datapath_types::{
     Counter, DropReason, EventAction, Flow, FlowFlags, FlowKey, FlowKind, Hook, Mutation, PROTO_TCP,
     PROTO_UDP, SettingsFlags, option::DsrFrontend,
@@ -13,7 +12,6 @@ use crate::{
     flow::{self, now},
     forward::{Move, OptionStep, endpoint},
     maps::FLOWS,
-    option,
     packet::Packet,
     rewrite::Tuple,
     scratch::{Scratch, forget},
@@ -31,21 +29,25 @@ fn reply_key_of(packet: &Packet) -> FlowKey {
 /// # Errors
 /// A drop.
 #[inline(always)]
-pub(crate) fn receive(ctx: &TcContext, s: &mut Scratch, host: bool) -> Step<()> {
-    let Scratch { packet, flow, way, .. } = s;
+pub(crate) fn receive(s: &mut Scratch, host: bool) -> Step<()> {
+    let Scratch { packet, flow, way, carried, martian, .. } = s;
+    let (frontend, martian) = (*carried, *martian != 0);
     let now = now();
     let same = Tuple::of(packet);
     *way = to_pod_or_host(packet, same, host);
     let way = forget(way);
-    if let Some(frontend) = option::find(ctx, packet)? {
+    if frontend.addr != 0 {
         way.seen = same.to(frontend.addr, frontend.port);
         if !settings::has(SettingsFlags::KEEP_OPTION) && !settings::mutated(Mutation::KeepOption) {
             way.option = OptionStep::Strip;
         } else {
             way.option = OptionStep::Keep;
         }
+        if martian {
+            return Err(DropReason::MartianSource.into());
+        }
         record(packet, flow, frontend, host, now)?;
-    } else if let Some(frontend) = untagged(packet, now)? {
+    } else if let Some(frontend) = untagged(packet, martian, now)? {
         way.seen = same.to(frontend.addr, frontend.port);
     }
     count(Counter::Delivered);
@@ -124,9 +126,11 @@ fn keep(key: &FlowKey, flow: &Flow, packet: &Packet, now: u64) -> Step<bool> {
 /// A packet to the backend that carries no option: it continues a flow, or it is not ours. Gives the
 /// frontend of the flow.
 #[inline(always)]
-fn untagged(packet: &Packet, now: u64) -> Step<Option<DsrFrontend>> {
+fn untagged(packet: &Packet, martian: bool, now: u64) -> Step<Option<DsrFrontend>> {
     let key = reply_key_of(packet);
-    let Some(flow) = flow::find(&key, now) else { return Ok(None) };
+    let Some(flow) = flow::find(&key, now) else {
+        return if martian { Err(DropReason::MartianSource.into()) } else { Ok(None) };
+    };
     // Only a new exchange that goes straight to the pod is untagged in a DSR flow: a SYN, or a datagram.
     let direct = packet.is_syn() || (packet.proto == PROTO_UDP && flow.flags & FlowFlags::LOCAL == 0);
     if !direct {

@@ -16,7 +16,7 @@ use crate::{
     packet::{ETH_LEN, IPV4_MIN, Packet, at, ipv4, read},
     rewrite::Tuple,
     scratch::Scratch,
-    settings,
+    settings, trust,
 };
 
 /// Bytes of the ICMP header in front of the quote.
@@ -88,6 +88,10 @@ fn parse_quote(ctx: &TcContext, packet: &Packet) -> Option<Quote> {
 pub(crate) fn from_netdev(ctx: &mut TcContext, s: &mut Scratch) -> Step<i32> {
     let packet = &s.packet;
     let Some(quote) = parse_quote(ctx, packet) else { return Ok(PASS) };
+    if trust::is_martian(packet.src) {
+        // The stack judges it, and throws it away.
+        return Ok(PASS);
+    }
     let new = if let Some(flow) = reply_in_trouble(&quote) {
         count(Counter::IcmpToBackend);
         Rewritten::for_backend(packet, &flow)

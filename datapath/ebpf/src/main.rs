@@ -48,6 +48,8 @@ mod service;
 mod settings;
 #[cfg(target_arch = "bpf")]
 mod snat;
+#[cfg(target_arch = "bpf")]
+mod trust;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -90,29 +90,24 @@ fn resize(ctx: &mut TcContext, packet: &mut Packet, diff: i32, bytes: [u8; optio
     Ok(())
 }
 
-/// The frontend that a packet carries, if it carries one.
+/// The frontend in the option of a packet that has one.
 ///
 /// # Errors
-/// [`DropReason::BadOption`] if the option is malformed, or names nobody's frontend in either reading:
-/// believing it would let anyone make a pod answer with any address.
+/// [`DropReason::BadOption`] if the option is malformed, or names nobody's frontend in either reading.
 #[inline(always)]
-pub(crate) fn find(ctx: &TcContext, packet: &Packet) -> Step<Option<DsrFrontend>> {
-    let ihl = packet.ihl as usize;
-    if ihl == IPV4_MIN || read(ctx, ETH_LEN + IPV4_MIN) != Some(option::TYPE) {
-        return Ok(None);
-    }
-    if ihl < IPV4_MIN + option::LEN {
+pub(crate) fn read_carrier(ctx: &TcContext, packet: &Packet) -> Step<DsrFrontend> {
+    if (packet.ihl as usize) < IPV4_MIN + option::LEN {
         return Err(DropReason::BadOption.into());
     }
     let bytes: [u8; option::LEN] = read(ctx, ETH_LEN + IPV4_MIN).ok_or(DropReason::BadOption)?;
     let (network, cilium) = option::decode(bytes).map_err(|_| DropReason::BadOption)?;
     if is_frontend(network, packet.proto) {
         count(Counter::OptionNetwork);
-        return Ok(Some(network));
+        return Ok(network);
     }
     if is_frontend(cilium, packet.proto) {
         count(Counter::OptionCilium);
-        return Ok(Some(cilium));
+        return Ok(cilium);
     }
     Err(DropReason::BadOption.into())
 }

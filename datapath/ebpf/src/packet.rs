@@ -7,12 +7,13 @@
 //! about one whose first was never seen.
 
 use aya_ebpf::{helpers::generated::bpf_skb_vlan_pop, programs::TcContext};
-use datapath_types::{DropReason, FragmentKey, FragmentPorts, PROTO_TCP, PROTO_UDP};
+use datapath_types::{DropReason, FragmentKey, FragmentPorts, PROTO_TCP, PROTO_UDP, checksum};
 
 use crate::{
     drop::{Leave, Step},
     maps::FRAGMENTS,
-    scratch::forget,
+    names,
+    scratch::{Scratch, forget},
 };
 
 /// Bytes of an Ethernet header.
@@ -181,16 +182,38 @@ fn untag(ctx: &TcContext) {
 /// Parses a frame that arrives: as [`parse`], and only what is for this interface.
 ///
 /// # Errors
-/// As [`parse`].
+/// As [`parse`], and [`DropReason::HeaderChecksum`].
 #[inline(always)]
-pub(crate) fn parse_arrived(ctx: &TcContext, packet: &mut Packet) -> Step<()> {
+pub(crate) fn parse_arrived(ctx: &TcContext, s: &mut Scratch) -> Step<()> {
     if !is_for_us(ctx) {
         return Err(Leave::PASS);
     }
     if !is_plain_ipv4(ctx) {
         untag(ctx);
     }
-    parse(ctx, packet)
+    parse_header(ctx, &mut s.packet)?;
+    if !header_is_right(ctx, s) {
+        return Err(DropReason::HeaderChecksum.into());
+    }
+    parse_transport(ctx, forget(&mut s.packet))
+}
+
+/// Whether the header's checksum is right (RFC 1071). What the stack does with every packet it gets, the datapath
+/// owes those that never get there.
+#[inline(always)]
+fn header_is_right(ctx: &TcContext, s: &mut Scratch) -> bool {
+    let Some(words) = read::<[u32; 5]>(ctx, ETH_LEN) else { return false };
+    let mut sum = 0;
+    for word in words {
+        sum = checksum::add32(sum, word);
+    }
+    if s.packet.ihl as usize > IPV4_MIN {
+        if names::load(ctx, &mut s.options, ETH_LEN, s.packet.ihl).is_none() {
+            return false;
+        }
+        sum += names::sum(&s.options);
+    }
+    checksum::fold(sum) == 0xffff
 }
 
 /// Parses the IPv4 header and the ports.
@@ -199,12 +222,22 @@ pub(crate) fn parse_arrived(ctx: &TcContext, packet: &mut Packet) -> Step<()> {
 /// [`Leave::PASS`] for what is not ours to judge, a drop for what is broken.
 #[inline(always)]
 pub(crate) fn parse(ctx: &TcContext, packet: &mut Packet) -> Step<()> {
+    parse_header(ctx, packet)?;
+    parse_transport(ctx, forget(packet))
+}
+
+#[inline(always)]
+fn parse_header(ctx: &TcContext, packet: &mut Packet) -> Step<()> {
     if !is_plain_ipv4(ctx) {
         return Err(Leave::PASS);
     }
     pull_headers(ctx);
     *packet = parse_ipv4(ctx).ok_or(DropReason::InvalidHeader)?;
-    let packet = forget(packet);
+    Ok(())
+}
+
+#[inline(always)]
+fn parse_transport(ctx: &TcContext, packet: &mut Packet) -> Step<()> {
     match packet.fragment {
         Fragment::Later => borrow_ports(packet),
         _ => parse_ports(ctx, packet)?,

@@ -17,7 +17,7 @@ use crate::{
     scratch::{Scratch, forget, scratch},
     service,
     service::Origin,
-    settings,
+    settings, trust,
 };
 
 /// Ingress of the uplink.
@@ -47,19 +47,24 @@ pub(crate) fn to_pod(mut ctx: TcContext) -> i32 {
 #[inline(always)]
 fn from_netdev_steps(ctx: &mut TcContext) -> Step<i32> {
     let s = scratch()?;
-    parse_arrived(ctx, &mut s.packet)?;
+    parse_arrived(ctx, s)?;
     if icmp::is_error(ctx, &s.packet) {
         return icmp::from_netdev(ctx, s);
     }
+    if is_served(&s.packet) {
+        s.carried = trust::carried(ctx, &s.packet)?;
+    }
+    s.martian = trust::is_martian(s.packet.src) as u32;
+    let s = forget(s);
     if !has_ports(&s.packet) {
         return Ok(PASS);
     }
-    decide_from_netdev(ctx, s)?;
+    decide_from_netdev(s)?;
     carry_out(ctx, forget(s))
 }
 
 #[inline(always)]
-fn decide_from_netdev(ctx: &TcContext, s: &mut Scratch) -> Step<()> {
+fn decide_from_netdev(s: &mut Scratch) -> Step<()> {
     if let Some(frontend) = frontend(&s.packet)
         && !frontend.is_inside_only()
     {
@@ -73,7 +78,7 @@ fn decide_from_netdev(ctx: &TcContext, s: &mut Scratch) -> Step<()> {
         return Ok(());
     }
     if let Some(flags) = local_backend(s.packet.dst, s.packet.dport, s.packet.proto) {
-        return backend::receive(ctx, s, flags & BackendFlags::HOST != 0);
+        return backend::receive(s, flags & BackendFlags::HOST != 0);
     }
     if is_lost_snat_reply(&s.packet) {
         return Err(DropReason::NoSnatState.into());
@@ -84,9 +89,12 @@ fn decide_from_netdev(ctx: &TcContext, s: &mut Scratch) -> Step<()> {
 #[inline(always)]
 fn from_pod_steps(ctx: &mut TcContext) -> Step<i32> {
     let s = scratch()?;
-    parse_arrived(ctx, &mut s.packet)?;
+    parse_arrived(ctx, s)?;
     if icmp::is_error(ctx, &s.packet) {
         return icmp::from_backend(ctx, s, false);
+    }
+    if is_served(&s.packet) && trust::forges(ctx, &s.packet, 0) {
+        return Err(DropReason::ForeignCarrier.into());
     }
     if s.packet.fragment == Fragment::Orphan {
         return orphan(&s.packet);
@@ -129,6 +137,9 @@ fn to_netdev_steps(ctx: &mut TcContext) -> Step<i32> {
     parse(ctx, &mut s.packet)?;
     if icmp::is_error(ctx, &s.packet) {
         return icmp::from_backend(ctx, s, true);
+    }
+    if is_served(&s.packet) && trust::forges(ctx, &s.packet, settings::uplink()) {
+        return Err(DropReason::ForeignCarrier.into());
     }
     if s.packet.fragment == Fragment::Orphan {
         return orphan(&s.packet);
@@ -196,10 +207,16 @@ fn is_done(ctx: &TcContext) -> bool {
     unsafe { (*ctx.skb.skb).mark == MARK_DONE }
 }
 
+/// Whether services have the packet's protocol.
+#[inline(always)]
+fn is_served(packet: &Packet) -> bool {
+    packet.proto == PROTO_TCP || packet.proto == PROTO_UDP
+}
+
 /// Whether the packet has ports that name a flow.
 #[inline(always)]
 fn has_ports(packet: &Packet) -> bool {
-    (packet.proto == PROTO_TCP || packet.proto == PROTO_UDP) && packet.fragment != Fragment::Orphan
+    is_served(packet) && packet.fragment != Fragment::Orphan
 }
 
 /// The frontend that the packet is sent to.
@@ -247,8 +264,7 @@ fn backend_without_flow(packet: &Packet) -> Step<Move> {
 /// its protocol has no services.
 #[inline(always)]
 fn orphan(packet: &Packet) -> Step<i32> {
-    let served = packet.proto == PROTO_TCP || packet.proto == PROTO_UDP;
-    if served && forward::endpoint(packet.src).is_some() && forward::is_outside(packet.dst) {
+    if is_served(packet) && forward::endpoint(packet.src).is_some() && forward::is_outside(packet.dst) {
         return Err(DropReason::FragmentUnknown.into());
     }
     Ok(PASS)
@@ -257,7 +273,10 @@ fn orphan(packet: &Packet) -> Step<i32> {
 /// [`Mutation::WrongSourceMac`].
 #[inline(always)]
 fn spoil_source_mac(ctx: &TcContext) {
+    // Not of requests, which would then be nobody's.
+    let request = crate::packet::read::<u8>(ctx, 14).is_some_and(|first| first > 0x45);
     if settings::mutated(Mutation::WrongSourceMac)
+        && !request
         && let Some(mac) = crate::packet::at::<[u8; 6]>(ctx, 6)
     {
         // SAFETY: `at` checked six bytes.

@@ -7,7 +7,7 @@
 
 use core::hint::black_box;
 
-use datapath_types::Flow;
+use datapath_types::{Flow, option::DsrFrontend};
 
 use crate::{
     drop::{Leave, Step},
@@ -27,6 +27,10 @@ pub(crate) struct Scratch {
     pub(crate) way: Move,
     /// The IPv4 options that are looked at.
     pub(crate) options: Options,
+    /// The frontend that a node has sent along; address 0 without.
+    pub(crate) carried: DsrFrontend,
+    /// 1 if nobody outside can have the packet's source address.
+    pub(crate) martian: u32,
     /// 1 if this packet opened the flow, 0 if it follows one.
     pub(crate) opened: u32,
 }

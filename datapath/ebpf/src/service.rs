@@ -36,6 +36,9 @@ pub(crate) fn decide(s: &mut Scratch, frontend: &Frontend, origin: Origin, hook:
     let now = now();
     s.opened = 0;
     if !follow(&s.packet, &mut s.flow, now) {
+        if origin == Origin::Outside && s.martian != 0 {
+            return Err(DropReason::MartianSource.into());
+        }
         if !open(&s.packet, &mut s.flow, frontend, origin, now)? {
             s.way = Move::refuse(&s.packet);
             return Ok(());

@@ -58,6 +58,17 @@ pub(crate) fn returns_directly(proto: u8) -> bool {
     }
 }
 
+/// Whether nodes of this mode send this protocol with a carrier.
+#[inline(always)]
+pub(crate) fn carries(proto: u8) -> bool {
+    match field!(mode) {
+        mode::DSR => true,
+        mode::HYBRID => proto == datapath_types::PROTO_TCP,
+        mode::LOCAL => mutated(datapath_types::Mutation::IgnoreLocalPolicy),
+        _ => false,
+    }
+}
+
 /// Whether an address lies in the pods' native routing range.
 #[inline(always)]
 pub(crate) fn is_pod_addr(addr: u32) -> bool {

@@ -65,6 +65,14 @@ drop_reasons! {
     /// This host asked a frontend whose backend is this host: the packet would leave with the host's address
     /// at both ends.
     HostToItself = 19, "host-to-itself";
+    /// A DSR option that no node of this lab has sent, or in a mode that has none: believing it would let anyone
+    /// make a backend answer as any frontend.
+    ForeignCarrier = 20, "foreign-carrier";
+    /// A source address that nobody outside can have: this network, loopback, multicast, reserved, this node itself
+    /// or a pod of it.
+    MartianSource = 21, "martian-source";
+    /// The checksum of the IPv4 header is wrong.
+    HeaderChecksum = 22, "header-checksum";
 }
 
 impl DropReason {

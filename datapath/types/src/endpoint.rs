@@ -42,8 +42,13 @@ const _: () = assert!(size_of::<Endpoint>() == 8);
 pub struct NodeEntry {
     /// 1 for this node, 0 for the others.
     pub is_self: u32,
+    /// Must be zero.
+    pub pad: u32,
+    /// Link address of the neighbour on the way to the node, its six bytes in packet order and two zeros; 0 as long
+    /// as it is not known. The datapath learns it from the kernel, the agent never writes it over.
+    pub mac: u64,
 }
 
-const _: () = assert!(size_of::<NodeEntry>() == 4);
+const _: () = assert!(size_of::<NodeEntry>() == 16);
 
 crate::pod!(SocketKey, Endpoint, NodeEntry);
