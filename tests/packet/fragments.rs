@@ -260,3 +260,101 @@ fn a_client_without_df_learns_the_size_that_fits_and_its_next_fragments_arrive()
         }
     }
 }
+
+/// All orders of three.
+const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+
+#[test]
+fn a_backends_node_delivers_tagged_fragments_in_any_order() {
+    let mut worker2 = Node::of(WORKER2, Dsr);
+    for (id, order) in ORDERS.iter().enumerate() {
+        let frame = large().id(id as u16 + 1);
+        let tagged = frame.clone().to(pod()).options(&OPTION).fragments(SIZE);
+        let want = frame.clone().to(pod()).hop().fragments(SIZE);
+        for i in order {
+            worker2.run("from_netdev", &tagged[*i]).assert_sent(&want[*i]);
+        }
+    }
+    assert_eq!(worker2.flow("reply").frontend, vip());
+    assert!(worker2.status().drops.is_empty());
+}
+
+#[test]
+fn a_hosts_stack_gets_tagged_fragments_in_any_order() {
+    let mut worker2 = Node::new(&state(WORKER2, Dsr, &[(WORKER2, WORKER2)])).expect("loads");
+    let host = at(WORKER2, POD_PORT);
+    for (id, order) in ORDERS.iter().enumerate() {
+        let frame = large().id(id as u16 + 1).to(host);
+        let tagged = frame.clone().options(&OPTION).fragments(SIZE);
+        for i in order {
+            worker2.run("from_netdev", &tagged[*i]).assert_passed(&frame.fragments(SIZE)[*i]);
+        }
+    }
+}
+
+#[test]
+fn the_option_stays_on_fragments_out_of_order_where_it_shall_stay() {
+    let mut wanted = state(WORKER2, Dsr, &[(POD, WORKER2)]);
+    wanted.options.strip_option = false;
+    let mut worker2 = Node::new(&wanted).expect("loads");
+    let tagged = large().to(pod()).options(&OPTION);
+    for i in [2, 1, 0] {
+        worker2
+            .run("from_netdev", &tagged.fragments(SIZE)[i])
+            .assert_sent(&tagged.clone().hop().fragments(SIZE)[i]);
+    }
+}
+
+#[test]
+fn what_comes_before_its_first_fragment_is_counted_when_that_comes() {
+    for mode in [Dsr, Snat, Hybrid, Local] {
+        let backend = if mode == Local { (LOCAL_POD, WORKER) } else { (POD, WORKER2) };
+        for (id, order) in ORDERS.iter().enumerate() {
+            let mut worker = Node::new(&state(WORKER, mode, &[backend])).expect("loads");
+            let fragments = large().id(id as u16 + 1).fragments(SIZE);
+            let early = order.iter().position(|i| *i == 0).expect("there is a first");
+            for (n, i) in order.iter().enumerate() {
+                let out = worker.run("from_netdev", &fragments[*i]);
+                if n < early {
+                    // It might be for a socket of the node.
+                    out.assert_passed(&fragments[*i]);
+                    assert_eq!(worker.dropped(), 0, "nobody knows yet that it is lost");
+                } else {
+                    assert_eq!(out.action, REDIRECT, "fragment {i} of order {order:?} is not served");
+                    assert_eq!(worker.drops("fragment-unknown"), early as u64, "order {order:?}");
+                }
+            }
+            assert_eq!(worker.dropped(), early as u64);
+        }
+    }
+}
+
+#[test]
+fn what_the_stack_reassembles_is_not_counted() {
+    for mode in [Dsr, Snat, Hybrid, Local] {
+        let mut worker = Node::of(WORKER, mode);
+        let other = Frame::udp(client(), at(WORKER, 53)).may_fragment().total_len(3000).fragments(SIZE);
+        for i in [2, 1, 0] {
+            worker.run("from_netdev", &other[i]).assert_passed(&other[i]);
+        }
+        assert_eq!(worker.dropped(), 0);
+    }
+    // A backend in this host's network: the stack gets the first fragment, too.
+    let mut worker = Node::new(&state(WORKER, Dsr, &[(WORKER, WORKER)])).expect("loads");
+    for i in [2, 1, 0] {
+        worker.run("from_netdev", &large().fragments(SIZE)[i]);
+    }
+    assert_eq!(worker.dropped(), 0);
+}
+
+#[test]
+fn replies_out_of_order_are_counted_at_the_ingress_node_of_snat() {
+    let mut cluster = Cluster::new(Snat);
+    cluster.worker.run("from_netdev", &datagram().bytes());
+    let source = cluster.worker.flow("forward").snat.expect("a SNAT source");
+    let reply = Frame::udp(pod(), source).may_fragment().total_len(3000).fragments(SIZE);
+    for i in [1, 2, 0] {
+        cluster.worker.run("from_netdev", &reply[i]);
+    }
+    assert_eq!(cluster.worker.drops("fragment-unknown"), 2);
+}

@@ -7,7 +7,7 @@ use datapath_types::{
 };
 
 use crate::{
-    drop::{Step, count},
+    drop::{Leave, Step, count},
     event,
     flow::{self, now},
     forward::{Move, OptionStep, endpoint},
@@ -38,11 +38,7 @@ pub(crate) fn receive(s: &mut Scratch, host: bool) -> Step<()> {
     let way = forget(way);
     if frontend.addr != 0 {
         way.seen = same.to(frontend.addr, frontend.port);
-        if !settings::has(SettingsFlags::KEEP_OPTION) && !settings::mutated(Mutation::KeepOption) {
-            way.option = OptionStep::Strip;
-        } else {
-            way.option = OptionStep::Keep;
-        }
+        way.option = taken_off();
         if martian {
             return Err(DropReason::MartianSource.into());
         }
@@ -53,6 +49,31 @@ pub(crate) fn receive(s: &mut Scratch, host: bool) -> Step<()> {
     count(Counter::Delivered);
     event::emit(Hook::FromNetdev, EventAction::Deliver, packet, &same);
     Ok(())
+}
+
+/// Decides about a fragment with a carrier whose first has not come yet. For the pod as well as for the stack,
+/// reassembly needs no ports.
+///
+/// # Errors
+/// [`Leave::PASS`] if it is for another node.
+#[inline(always)]
+pub(crate) fn receive_orphan(s: &mut Scratch) -> Step<()> {
+    let same = Tuple::of(&s.packet);
+    let host = s.packet.dst == settings::node_addr();
+    if !host && endpoint(s.packet.dst).is_none() {
+        return Err(Leave::PASS);
+    }
+    s.way = to_pod_or_host(&s.packet, same, host);
+    s.way.option = taken_off();
+    count(Counter::Delivered);
+    Ok(())
+}
+
+/// What becomes of the carrier at the backend's node.
+#[inline(always)]
+fn taken_off() -> OptionStep {
+    let keep = settings::has(SettingsFlags::KEEP_OPTION) || settings::mutated(Mutation::KeepOption);
+    if keep { OptionStep::Keep } else { OptionStep::Strip }
 }
 
 /// The last stretch: into the pod, or up this host's stack for a hostNetwork backend. The stack also gets

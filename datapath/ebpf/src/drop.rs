@@ -45,11 +45,17 @@ pub(crate) fn finish(result: Step<i32>) -> i32 {
 /// Counts a drop and gives the action.
 #[inline(always)]
 pub(crate) fn drop(reason: u32) -> i32 {
+    count_lost(reason, 1);
+    TC_ACT_SHOT
+}
+
+/// Counts packets that were lost for a reason.
+#[inline(always)]
+pub(crate) fn count_lost(reason: u32, packets: u64) {
     if let Some(count) = DROPS.get_ptr_mut(reason) {
         // SAFETY: a per-CPU slot; programs on one CPU do not interrupt each other.
-        unsafe { *count += 1 };
+        unsafe { *count += packets };
     }
-    TC_ACT_SHOT
 }
 
 /// Counts something that was done.

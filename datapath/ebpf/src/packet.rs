@@ -7,11 +7,11 @@
 //! about one whose first was never seen.
 
 use aya_ebpf::{helpers::generated::bpf_skb_vlan_pop, programs::TcContext};
-use datapath_types::{DropReason, FragmentKey, FragmentPorts, PROTO_TCP, PROTO_UDP, checksum};
+use datapath_types::{DropReason, PROTO_TCP, PROTO_UDP, checksum};
 
 use crate::{
     drop::{Leave, Step},
-    maps::FRAGMENTS,
+    fragment::{self, Fragment},
     names,
     scratch::{Scratch, forget},
 };
@@ -52,28 +52,6 @@ pub(crate) mod ipv4 {
     pub(crate) const DST: usize = 16;
 }
 
-/// What fragmentation says about the ports.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Fragment {
-    /// Not a fragment.
-    Whole = 0,
-    /// Carries the transport header.
-    First = 1,
-    /// Carries none; its ports are those of the first.
-    Later = 2,
-    /// Carries none, and its first fragment was never seen: the ports are unknown.
-    Orphan = 3,
-}
-
-impl Fragment {
-    /// Whether the frame holds the transport header.
-    #[inline(always)]
-    pub(crate) fn has_transport(self) -> bool {
-        matches!(self, Self::Whole | Self::First)
-    }
-}
-
 /// One IPv4 packet, as it stood when it was parsed.
 #[derive(Clone, Copy)]
 pub(crate) struct Packet {
@@ -99,6 +77,8 @@ pub(crate) struct Packet {
     pub(crate) tcp_flags: u8,
     /// Fragment position.
     pub(crate) fragment: Fragment,
+    /// Of a first fragment: how many of its datagram's came before it.
+    pub(crate) early: u8,
 }
 
 impl Packet {
@@ -239,7 +219,7 @@ fn parse_header(ctx: &TcContext, packet: &mut Packet) -> Step<()> {
 #[inline(always)]
 fn parse_transport(ctx: &TcContext, packet: &mut Packet) -> Step<()> {
     match packet.fragment {
-        Fragment::Later => borrow_ports(packet),
+        Fragment::Later => fragment::borrow_ports(packet),
         _ => parse_ports(ctx, packet)?,
     }
     forget(packet);
@@ -284,6 +264,7 @@ fn parse_ipv4(ctx: &TcContext) -> Option<Packet> {
         ttl: byte(ipv4::TTL),
         tcp_flags: 0,
         fragment,
+        early: 0,
     })
 }
 
@@ -306,28 +287,7 @@ fn parse_ports(ctx: &TcContext, packet: &mut Packet) -> Step<()> {
         packet.tcp_flags = read(ctx, l4 + 13).ok_or(DropReason::TruncatedTransport)?;
     }
     if packet.fragment == Fragment::First {
-        let ports = FragmentPorts { sport: packet.sport, dport: packet.dport };
-        // A full table loses the later fragments, and they are counted then.
-        let _ = FRAGMENTS.insert(fragment_key(packet), ports, 0);
+        fragment::lend_ports(packet);
     }
     Ok(())
-}
-
-/// Gives a later fragment the ports of its first, or makes it an orphan.
-#[inline(always)]
-fn borrow_ports(packet: &mut Packet) {
-    match FRAGMENTS.get_ptr(fragment_key(packet)) {
-        // SAFETY: an LRU entry may be reused under us; then two integers are of another datagram, and
-        // its reassembly fails at the receiver as it would have without them.
-        Some(ports) => unsafe {
-            packet.sport = (*ports).sport;
-            packet.dport = (*ports).dport;
-        },
-        None => packet.fragment = Fragment::Orphan,
-    }
-}
-
-#[inline(always)]
-fn fragment_key(packet: &Packet) -> FragmentKey {
-    FragmentKey { src: packet.src, dst: packet.dst, id: packet.id, proto: packet.proto, pad: 0 }
 }

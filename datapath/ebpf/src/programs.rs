@@ -7,11 +7,12 @@ use datapath_types::{
 
 use crate::{
     backend,
-    drop::{Leave, PASS, Step, finish},
+    drop::{Leave, PASS, Step, count_lost, finish},
     forward::{self, Move},
+    fragment::{self, Fragment},
     icmp,
     maps::{BACKEND_SOCKETS, BACKENDS, FRONTENDS},
-    packet::{Fragment, Packet, parse, parse_arrived},
+    packet::{Packet, parse, parse_arrived},
     reply,
     rewrite::Tuple,
     scratch::{Scratch, forget, scratch},
@@ -56,15 +57,28 @@ fn from_netdev_steps(ctx: &mut TcContext) -> Step<i32> {
     }
     s.martian = trust::is_martian(s.packet.src) as u32;
     let s = forget(s);
-    if !has_ports(&s.packet) {
+    if !is_served(&s.packet) {
         return Ok(PASS);
     }
     decide_from_netdev(s)?;
-    carry_out(ctx, forget(s))
+    let s = forget(s);
+    let action = carry_out(ctx, s)?;
+    // Of a datagram that does not go up this node's stack, the stack has these in vain.
+    if s.packet.early != 0 && action != PASS {
+        count_lost(DropReason::FragmentUnknown as u32, s.packet.early as u64);
+    }
+    Ok(action)
 }
 
 #[inline(always)]
 fn decide_from_netdev(s: &mut Scratch) -> Step<()> {
+    if s.packet.fragment == Fragment::Orphan {
+        if s.carried.addr != 0 {
+            return backend::receive_orphan(s);
+        }
+        fragment::note_early(&s.packet);
+        return Err(Leave::PASS);
+    }
     if let Some(frontend) = frontend(&s.packet)
         && !frontend.is_inside_only()
     {

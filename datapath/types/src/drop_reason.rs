@@ -50,7 +50,8 @@ drop_reasons! {
     FlowTableFull = 11, "flow-table-full";
     /// Another live connection through another frontend uses the same client port at this backend.
     TupleInUse = 12, "tuple-in-use";
-    /// A later fragment came before the first one, so its ports are not known.
+    /// A later fragment came before the first one, so its ports are not known. Counted when the first one comes,
+    /// and is a service's.
     FragmentUnknown = 13, "fragment-unknown";
     /// The TCP or UDP header is truncated.
     TruncatedTransport = 14, "truncated-transport";

@@ -168,8 +168,14 @@ pub struct FragmentPorts {
     pub sport: u16,
     /// Destination port, packet order.
     pub dport: u16,
+    /// 1 once the first fragment came, 0 before.
+    pub known: u8,
+    /// Fragments that came before it.
+    pub early: u8,
+    /// Must be zero.
+    pub pad: u16,
 }
 
-const _: () = assert!(size_of::<FragmentPorts>() == 4);
+const _: () = assert!(size_of::<FragmentPorts>() == 8);
 
 crate::pod!(FlowKey, Flow, FragmentKey, FragmentPorts);
