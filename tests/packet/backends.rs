@@ -256,7 +256,9 @@ fn a_pod_hears_that_nobody_serves() {
 fn a_flow_that_arrives_in_the_middle_carries_the_option_on_every_packet() {
     // The SYN went through another node (ECMP), or this node's entry was evicted.
     let mut cluster = Cluster::new(Dsr);
-    for frame in [request(ACK), request(ACK).payload(b"more"), request(FIN | ACK), request(RST)] {
+    for frame in
+        [request(ACK), request(ACK).payload(b"more"), request(FIN | ACK).after(4), request(RST).after(5)]
+    {
         let want = frame.clone().to(pod()).hop();
         let out = cluster.worker.run("from_netdev", &frame.bytes());
         out.assert_sent(&want.clone().options(&OPTION).bytes());
@@ -275,6 +277,7 @@ fn a_flow_that_moves_to_another_node_is_answered_from_there() {
     let mut cluster = Cluster::new(Dsr);
     cluster.deliver(&request(SYN));
     cluster.deliver(&request(FIN | ACK));
+    cluster.worker2.run("from_pod", &response(FIN | ACK).bytes());
     // The client's next connection from the same port goes through another node.
     let mut control = Node::of(CONTROL, Dsr);
     let frame = request(SYN).to(at(CONTROL, NODE_PORT));

@@ -54,9 +54,12 @@ fn cilium_order_is_written_on_request() {
 fn later_tcp_packets_carry_no_option() {
     let mut worker = Node::of(WORKER, Dsr);
     worker.run("from_netdev", &request(SYN).bytes());
-    for frame in
-        [request(ACK), request(ACK).payload(b"GET / HTTP/1.1\r\n\r\n"), request(FIN | ACK), request(RST)]
-    {
+    for frame in [
+        request(ACK),
+        request(ACK).payload(b"GET / HTTP/1.1\r\n\r\n"),
+        request(FIN | ACK).after(18),
+        request(RST).after(19),
+    ] {
         worker.run("from_netdev", &frame.bytes()).assert_sent(&frame.to(pod()).hop().bytes());
     }
     assert_eq!(worker.counter("option-inserted"), 1);
@@ -233,12 +236,14 @@ fn one_connection_from_syn_to_fin() {
         (request(SYN), SYN | ACK, 0),
         (request(ACK), ACK, 0),
         (request(ACK).payload(b"GET / HTTP/1.1\r\n\r\n"), ACK, 900),
-        (request(FIN | ACK), FIN | ACK, 0),
-        (request(ACK), ACK, 0),
+        (request(FIN | ACK).after(18), FIN | ACK, 0),
+        (request(ACK).after(19), ACK, 0),
     ];
+    let mut sent = 0;
     for (there, flags, len) in steps {
         cluster.deliver(&there).assert_sent(&there.clone().to(pod()).hop().hop().bytes());
-        let back = Frame::tcp(pod(), client(), flags).total_len(40 + len);
+        let back = Frame::tcp(pod(), client(), flags).total_len(40 + len).after(sent);
+        sent += len as u32;
         let out = cluster.worker2.run("from_pod", &back.bytes());
         out.assert_sent(&back.from(vip()).hop().bytes());
         // The packet is done: neither egress hook on its way may touch it again.

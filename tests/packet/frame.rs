@@ -109,9 +109,15 @@ pub(crate) struct Frame {
     sport: u16,
     dport: u16,
     tcp_flags: u8,
+    seq: u32,
+    ack: u32,
     payload: Vec<u8>,
     checksum: bool,
 }
+
+/// The first sequence number of both ends of every connection. The packets of a test follow the handshake, and
+/// carry what the other end acknowledges, unless the test says otherwise.
+pub(crate) const ISN: u32 = 0x1122_3344;
 
 impl Frame {
     /// A TCP packet.
@@ -135,7 +141,16 @@ impl Frame {
             proto,
             options: Vec::new(),
         };
-        Self { ip, sport: src.port(), dport: dst.port(), tcp_flags, payload: Vec::new(), checksum: true }
+        Self {
+            ip,
+            sport: src.port(),
+            dport: dst.port(),
+            tcp_flags,
+            seq: if tcp_flags & SYN != 0 { ISN } else { ISN + 1 },
+            ack: ISN + 1,
+            payload: Vec::new(),
+            checksum: true,
+        }
     }
 
     pub(crate) fn ihl(&self) -> usize {
@@ -159,6 +174,24 @@ impl Frame {
     /// With another destination.
     pub(crate) fn to(mut self, dst: SocketAddrV4) -> Self {
         (self.ip.dst, self.dport) = (*dst.ip(), dst.port());
+        self
+    }
+
+    /// With another sequence number.
+    pub(crate) fn seq(mut self, seq: u32) -> Self {
+        self.seq = seq;
+        self
+    }
+
+    /// This many bytes later in its direction's stream.
+    pub(crate) fn after(mut self, bytes: u32) -> Self {
+        self.seq = self.seq.wrapping_add(bytes);
+        self
+    }
+
+    /// With another acknowledgement number.
+    pub(crate) fn ack(mut self, ack: u32) -> Self {
+        self.ack = ack;
         self
     }
 
@@ -227,8 +260,8 @@ impl Frame {
         out.extend(self.sport.to_be_bytes());
         out.extend(self.dport.to_be_bytes());
         let field = if self.is_tcp() {
-            out.extend(0x1122_3344u32.to_be_bytes());
-            out.extend(0x5566_7788u32.to_be_bytes());
+            out.extend(self.seq.to_be_bytes());
+            out.extend(self.ack.to_be_bytes());
             out.extend([0x50, self.tcp_flags, 0xfa, 0xf0, 0, 0, 0, 0]);
             16
         } else {

@@ -24,5 +24,6 @@ mod oracle;
 mod reply;
 mod settings;
 mod snat;
+mod tcp;
 mod trust;
 mod tuple;

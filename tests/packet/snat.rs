@@ -51,18 +51,20 @@ fn source_and_destination_are_rewritten() {
 fn the_whole_connection_keeps_its_port_and_comes_back_as_the_frontends() {
     let mut cluster = Cluster::new(Snat);
     let source = forward(&mut cluster.worker, &request(SYN));
+    let mut sent = 0;
     for (there, flags, len) in [
         (request(SYN), SYN | ACK, 40),
         (request(ACK).payload(b"GET /"), ACK, 1500),
-        (request(FIN | ACK), FIN | ACK, 40),
-        (request(RST), RST, 40),
+        (request(FIN | ACK).after(5), FIN | ACK, 40),
+        (request(RST).after(6), RST, 40),
     ] {
         assert_eq!(forward(&mut cluster.worker, &there), source, "the port changed within a connection");
         let forwarded = there.clone().from(source).to(pod()).hop();
         let delivered = cluster.worker2.run("from_netdev", &forwarded.bytes());
         delivered.assert_sent(&forwarded.hop().bytes());
         // The backend's node knows nothing of the flow; it only sends the reply past its stack.
-        let reply = Frame::tcp(pod(), source, flags).total_len(len);
+        let reply = Frame::tcp(pod(), source, flags).total_len(len).after(sent);
+        sent += len as u32 - 40;
         let sent = cluster.worker2.run("from_pod", &reply.bytes());
         sent.assert_sent(&reply.clone().hop().bytes());
         let home = cluster.worker.run("from_netdev", &sent.bytes);

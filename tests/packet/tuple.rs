@@ -43,16 +43,21 @@ fn a_second_frontend_cannot_steal_a_living_connection() {
 
 #[test]
 fn it_gets_the_tuple_when_the_first_is_closing() {
-    let ends: [(&str, Frame); 4] = [
-        ("from_netdev", request(FIN | ACK).to(pod())),
-        ("from_netdev", request(RST).to(pod())),
-        ("from_pod", response(FIN | ACK)),
-        ("from_pod", response(RST)),
+    let client_ends = ("from_netdev", request(FIN | ACK).to(pod()));
+    let backend_ends = ("from_pod", response(FIN | ACK));
+    let ends = [
+        vec![client_ends.clone(), backend_ends.clone()],
+        vec![backend_ends, client_ends],
+        vec![("from_netdev", request(RST).to(pod()))],
+        vec![("from_pod", response(RST))],
     ];
-    for (program, end) in ends {
+    for end in ends {
         let mut worker2 = Node::of(WORKER2, Dsr);
         worker2.run("from_netdev", &first(request(SYN)));
-        worker2.run(program, &end.bytes());
+        worker2.run("from_pod", &response(SYN | ACK).bytes());
+        for (program, frame) in end {
+            worker2.run(program, &frame.bytes());
+        }
         let want = request(SYN).to(pod()).hop();
         worker2.run("from_netdev", &second(request(SYN))).assert_sent(&want.bytes());
         assert_reply_from(&mut worker2, response(SYN | ACK), other_vip());

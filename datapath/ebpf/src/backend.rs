@@ -9,7 +9,7 @@ use datapath_types::{
 use crate::{
     drop::{Leave, Step, count},
     event,
-    flow::{self, now},
+    flow::{self, Sees, now},
     forward::{Move, OptionStep, endpoint},
     maps::FLOWS,
     packet::Packet,
@@ -91,7 +91,8 @@ pub(crate) fn to_pod_or_host(packet: &Packet, new: Tuple, host: bool) -> Move {
 fn record(packet: &Packet, flow: &mut Flow, frontend: DsrFrontend, host: bool, now: u64) -> Step<()> {
     *flow = Flow {
         last_seen: now,
-        created: now,
+        client_next: packet.seq_end(),
+        backend_next: packet.ack,
         client_addr: packet.src,
         vip: frontend.addr,
         backend_addr: packet.dst,
@@ -133,7 +134,7 @@ fn keep(key: &FlowKey, flow: &Flow, packet: &Packet, now: u64) -> Step<bool> {
         let same = old.vip == flow.vip && old.vport == flow.vport;
         let reopened = packet.is_syn() && old.is_closing();
         if same && !reopened {
-            flow::note_request(old, packet, now);
+            flow::note_request(old, packet, now, Sees::Both);
             return Ok(false);
         }
         if !same && !old.may_be_replaced(packet.proto, now) {
@@ -155,7 +156,7 @@ fn untagged(packet: &Packet, martian: bool, now: u64) -> Step<Option<DsrFrontend
     // Only a new exchange that goes straight to the pod is untagged in a DSR flow: a SYN, or a datagram.
     let direct = packet.is_syn() || (packet.proto == PROTO_UDP && flow.flags & FlowFlags::LOCAL == 0);
     if !direct {
-        flow::note_request(flow, packet, now);
+        flow::note_request(flow, packet, now, Sees::Both);
         return Ok(Some(DsrFrontend { addr: flow.vip, port: flow.vport }));
     }
     if packet.proto == PROTO_TCP && !flow.may_be_replaced(packet.proto, now) {

@@ -6,7 +6,7 @@ use datapath_types::{DropReason, Flow, FlowFlags, FlowKey, FlowKind, PROTO_TCP};
 use crate::{
     drop::Step,
     maps::FLOWS,
-    packet::{FIN, Packet, RST},
+    packet::{ACK, FIN, Packet, RST, SYN},
 };
 
 /// `BPF_NOEXIST`: insert only.
@@ -55,29 +55,86 @@ pub(crate) fn store(key: &FlowKey, flow: &Flow) -> Step<()> {
     FLOWS.insert(key, flow, 0).map_err(|_| DropReason::FlowTableFull.into())
 }
 
-/// Notes a packet of the client.
-#[inline(always)]
-pub(crate) fn note_request(flow: &mut Flow, packet: &Packet, now: u64) {
-    note(flow, packet, now, FlowFlags::FIN_CLIENT);
+/// Which packets of a flow pass the node that has an entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sees {
+    /// The client's alone: the ingress node, in dsr.
+    Requests,
+    /// The backend's too, whose acknowledgements tell what is true of the client's.
+    Both,
 }
 
-/// Notes a packet of the backend.
+/// Notes a packet of the client. Gives whether it carries what was sent before.
+///
+/// A RST counts if it is exactly the next in sequence, as for the receiver (RFC 5961 section 3.2); a FIN if
+/// nothing is missing before it. So nobody who does not see the connection can end its entry.
+#[inline(always)]
+pub(crate) fn note_request(flow: &mut Flow, packet: &Packet, now: u64, sees: Sees) -> bool {
+    flow.last_seen = now;
+    if packet.proto != PROTO_TCP {
+        return false;
+    }
+    let (end, next) = (packet.seq_end(), flow.client_next);
+    if packet.tcp_flags & RST != 0 {
+        if packet.seq == next {
+            flow.flags |= FlowFlags::RST;
+        }
+        return false;
+    }
+    let ahead = end.wrapping_sub(next);
+    let behind = next.wrapping_sub(end);
+    // Data again, or a keep-alive (RFC 9293 section 3.8.4).
+    let again = (packet.seq_len > 0 && behind < Flow::NEAR) || packet.seq.wrapping_add(1) == next;
+    if ahead.wrapping_sub(1) < Flow::NEAR {
+        flow.client_next = end;
+        flow.flags &= !FlowFlags::REPEATS;
+    } else if sees == Sees::Requests && behind >= Flow::NEAR {
+        // A connection whose beginning was not seen here, in place of one whose end was not.
+        flow.client_next = end;
+    } else if again && flow.flags & FlowFlags::REPEATS != FlowFlags::REPEATS {
+        flow.flags += FlowFlags::REPEAT;
+    }
+    if packet.tcp_flags & FIN != 0 && end == flow.client_next {
+        flow.flags |= FlowFlags::FIN_CLIENT;
+    }
+    if packet.tcp_flags & ACK != 0 && flow.flags & FlowFlags::REPLIED == 0 {
+        flow.backend_next = packet.ack;
+    }
+    again
+}
+
+/// Notes a packet of the backend, in the same manner.
 #[inline(always)]
 pub(crate) fn note_reply(flow: &mut Flow, packet: &Packet, now: u64) {
+    let first = flow.flags & FlowFlags::REPLIED == 0;
     flow.flags |= FlowFlags::REPLIED;
-    note(flow, packet, now, FlowFlags::FIN_BACKEND);
-}
-
-#[inline(always)]
-fn note(flow: &mut Flow, packet: &Packet, now: u64, fin: u32) {
     flow.last_seen = now;
     if packet.proto != PROTO_TCP {
         return;
     }
-    if packet.tcp_flags & FIN != 0 {
-        flow.flags |= fin;
-    }
+    let (end, next) = (packet.seq_end(), flow.backend_next);
+    let acks = packet.tcp_flags & ACK != 0;
     if packet.tcp_flags & RST != 0 {
-        flow.flags |= FlowFlags::RST;
+        // The second is the answer to a SYN, the third may answer data of a connection that the backend has
+        // forgotten.
+        if packet.seq == next || (acks && packet.ack == flow.client_next) || first {
+            flow.flags |= FlowFlags::RST;
+        }
+        return;
+    }
+    if packet.tcp_flags & SYN != 0 {
+        // The backend says what it heard, whatever was tried before.
+        flow.client_next = packet.ack;
+        flow.backend_next = end;
+        return;
+    }
+    if end.wrapping_sub(next).wrapping_sub(1) < Flow::NEAR || next.wrapping_sub(end) >= Flow::NEAR || first {
+        flow.backend_next = end;
+    }
+    if acks && packet.ack.wrapping_sub(flow.client_next).wrapping_sub(1) < Flow::NEAR {
+        flow.client_next = packet.ack;
+    }
+    if packet.tcp_flags & FIN != 0 && end == flow.backend_next {
+        flow.flags |= FlowFlags::FIN_BACKEND;
     }
 }

@@ -30,6 +30,8 @@ pub(crate) enum OptionStep {
     Strip = 2,
     /// Leave the one that is there, for the pod.
     Keep = 3,
+    /// As [`Self::Insert`], or nothing if the packet would be too big or has no room.
+    InsertIfItFits = 4,
 }
 
 /// Where a packet goes and as what.
@@ -103,7 +105,7 @@ impl Move {
     #[inline(always)]
     fn growth(&self) -> i32 {
         match self.option {
-            OptionStep::Leave | OptionStep::Keep => 0,
+            OptionStep::Leave | OptionStep::Keep | OptionStep::InsertIfItFits => 0,
             OptionStep::Insert => option::LEN as i32,
             OptionStep::Strip => -(option::LEN as i32),
         }
@@ -142,6 +144,16 @@ impl Move {
         Some(Message::fragmentation_needed(room, source, reason))
     }
 
+    /// Decides [`OptionStep::InsertIfItFits`].
+    #[inline(always)]
+    fn insert_if_it_fits(&mut self, ctx: &TcContext, packet: &Packet) {
+        if self.option == OptionStep::InsertIfItFits {
+            let fits =
+                wire_len(ctx, packet) + option::LEN as u32 <= self.mtu && packet.ihl <= dsr_option::LONGEST;
+            self.option = if fits { OptionStep::Insert } else { OptionStep::Leave };
+        }
+    }
+
     /// Whether the packet belongs to a flow, whose one end must not see the other's options. Whoever sends
     /// to a pod as such, knows it.
     #[inline(always)]
@@ -162,24 +174,26 @@ impl Move {
     /// A drop if a helper refuses.
     #[inline(always)]
     pub(crate) fn carry_out(
-        &self,
+        &mut self,
         ctx: &mut TcContext,
         packet: &mut Packet,
         options: &mut Options,
     ) -> Step<i32> {
-        if let Some(message) = self.obstacle(ctx, packet) {
-            return self.send_back(ctx, packet, &message);
+        self.insert_if_it_fits(ctx, packet);
+        let way = forget(self);
+        if let Some(message) = way.obstacle(ctx, packet) {
+            return way.send_back(ctx, packet, &message);
         }
-        if self.option == OptionStep::Insert && packet.ihl > dsr_option::LONGEST {
+        if way.option == OptionStep::Insert && packet.ihl > dsr_option::LONGEST {
             return Err(DropReason::OptionNoRoom.into());
         }
-        if self.is_of_a_flow() {
-            names::blank(ctx, options, self.options(packet))?;
+        if way.is_of_a_flow() {
+            names::blank(ctx, options, way.options(packet))?;
         }
-        let (way, packet) = (core::hint::black_box(self), forget(packet));
+        let (way, packet) = (forget(way), forget(packet));
         rewrite(ctx, packet, &way.new, way.hop)?;
         match way.option {
-            OptionStep::Leave | OptionStep::Keep => {}
+            OptionStep::Leave | OptionStep::Keep | OptionStep::InsertIfItFits => {}
             OptionStep::Insert => {
                 dsr_option::insert(ctx, packet, way.seen.dst, way.seen.dport)?;
                 count(Counter::OptionInserted);

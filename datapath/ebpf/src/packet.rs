@@ -75,6 +75,12 @@ pub(crate) struct Packet {
     pub(crate) ttl: u8,
     /// TCP flags byte; 0 for others.
     pub(crate) tcp_flags: u8,
+    /// TCP sequence number, host order; 0 for others.
+    pub(crate) seq: u32,
+    /// TCP acknowledgement number, host order; 0 for others.
+    pub(crate) ack: u32,
+    /// Sequence numbers that it takes: payload, SYN and FIN; 0 for others.
+    pub(crate) seq_len: u32,
     /// Fragment position.
     pub(crate) fragment: Fragment,
     /// Of a first fragment: how many of its datagram's came before it.
@@ -88,6 +94,12 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn l4_offset(&self) -> usize {
         ETH_LEN + (self.ihl & 0x3c) as usize
+    }
+
+    /// The sequence number behind it.
+    #[inline(always)]
+    pub(crate) fn seq_end(&self) -> u32 {
+        self.seq.wrapping_add(self.seq_len)
     }
 
     /// Whether this opens a TCP connection.
@@ -263,6 +275,9 @@ fn parse_ipv4(ctx: &TcContext) -> Option<Packet> {
         ihl,
         ttl: byte(ipv4::TTL),
         tcp_flags: 0,
+        seq: 0,
+        ack: 0,
+        seq_len: 0,
         fragment,
         early: 0,
     })
@@ -284,7 +299,13 @@ fn parse_ports(ctx: &TcContext, packet: &mut Packet) -> Step<()> {
     packet.sport = ports[0];
     packet.dport = ports[1];
     if packet.proto == PROTO_TCP {
-        packet.tcp_flags = read(ctx, l4 + 13).ok_or(DropReason::TruncatedTransport)?;
+        let [seq, ack, bits]: [u32; 3] = read(ctx, l4 + 4).ok_or(DropReason::TruncatedTransport)?;
+        (packet.seq, packet.ack) = (u32::from_be(seq), u32::from_be(ack));
+        let [offset, flags, ..] = bits.to_ne_bytes();
+        packet.tcp_flags = flags;
+        let headers = packet.ihl as u32 + ((offset >> 4) << 2) as u32;
+        let payload = (packet.tot_len as u32).saturating_sub(headers);
+        packet.seq_len = payload + (flags & FIN) as u32 + ((flags & SYN) >> 1) as u32;
     }
     if packet.fragment == Fragment::First {
         fragment::lend_ports(packet);

@@ -31,6 +31,8 @@ pub(crate) struct Scratch {
     pub(crate) carried: DsrFrontend,
     /// 1 if nobody outside can have the packet's source address.
     pub(crate) martian: u32,
+    /// 1 if the client has sent the same before.
+    pub(crate) again: u32,
     /// 1 if this packet opened the flow, 0 if it follows one.
     pub(crate) opened: u32,
 }

@@ -9,7 +9,7 @@ use crate::{
     backend,
     drop::{Step, count},
     event,
-    flow::{self, now},
+    flow::{self, Sees, now},
     forward::{Move, OptionStep},
     maps::{AFFINITY, BACKENDS, MAGLEV},
     packet::Packet,
@@ -27,6 +27,10 @@ pub(crate) enum Origin {
     Inside,
 }
 
+/// From this retransmission on, the client hears that its segments are too big for the option. One or two are
+/// lost on any network, and the smaller size stays with the client for minutes.
+const INSIST: u32 = 3 * FlowFlags::REPEAT;
+
 /// Decides about one packet to a frontend: fills the flow and the way.
 ///
 /// # Errors
@@ -34,8 +38,8 @@ pub(crate) enum Origin {
 #[inline(always)]
 pub(crate) fn decide(s: &mut Scratch, frontend: &Frontend, origin: Origin, hook: Hook) -> Step<()> {
     let now = now();
-    s.opened = 0;
-    if !follow(&s.packet, &mut s.flow, now) {
+    (s.opened, s.again) = (0, 0);
+    if !follow(&s.packet, &mut s.flow, &mut s.again, now) {
         if origin == Origin::Outside && s.martian != 0 {
             return Err(DropReason::MartianSource.into());
         }
@@ -45,7 +49,7 @@ pub(crate) fn decide(s: &mut Scratch, frontend: &Frontend, origin: Origin, hook:
         }
         s.opened = 1;
     }
-    let Scratch { packet, flow, way, opened, .. } = forget(s);
+    let Scratch { packet, flow, way, opened, again, .. } = forget(s);
     let mut new = Tuple::of(packet).to(flow.backend_addr, flow.backend_port);
     let reversed = flow.flags & FlowFlags::SNAT != 0;
     let local = flow.flags & FlowFlags::LOCAL != 0;
@@ -78,15 +82,22 @@ pub(crate) fn decide(s: &mut Scratch, frontend: &Frontend, origin: Origin, hook:
         return Ok(());
     }
     *way = Move::uplink(packet, new);
-    if origin == Origin::Outside && !reversed && needs_option(packet, flow) {
-        way.option = OptionStep::Insert;
+    if origin == Origin::Outside && !reversed {
+        if needs_option(packet, flow) {
+            way.option = OptionStep::Insert;
+        } else if *again != 0 {
+            way.option = OptionStep::InsertIfItFits;
+            if flow.flags & FlowFlags::REPEATS >= INSIST {
+                way.option = OptionStep::Insert;
+            }
+        }
     }
     Ok(())
 }
 
-/// Copies the flow that this packet continues, if its backend still exists.
+/// Copies the flow that this packet continues, if its backend still exists, and notes whether it repeats.
 #[inline(always)]
-fn follow(packet: &Packet, copy: &mut Flow, now: u64) -> bool {
+fn follow(packet: &Packet, copy: &mut Flow, again: &mut u32, now: u64) -> bool {
     let Some(flow) = flow::find(&flow::forward_key(packet), now) else { return false };
     let Some(backend) = BACKENDS.get_ptr(flow.backend) else { return false };
     // SAFETY: the agent replaces values whole; plain integers.
@@ -102,8 +113,10 @@ fn follow(packet: &Packet, copy: &mut Flow, now: u64) -> bool {
     if packet.proto != PROTO_TCP && backend.is_retired() {
         return false;
     }
-    flow::note_request(flow, packet, now);
-    *copy = *flow;
+    let twin = flow.flags & (FlowFlags::SNAT | FlowFlags::LOCAL | FlowFlags::INSIDE) != 0;
+    let sees = if twin { Sees::Both } else { Sees::Requests };
+    *again = flow::note_request(flow, packet, now, sees) as u32;
+    *copy = *forget(flow);
     true
 }
 
@@ -119,7 +132,8 @@ fn open(packet: &Packet, flow: &mut Flow, frontend: &Frontend, origin: Origin, n
     };
     *flow = Flow {
         last_seen: now,
-        created: now,
+        client_next: packet.seq_end(),
+        backend_next: packet.ack,
         client_addr: packet.src,
         vip: packet.dst,
         backend_addr: backend.addr,
@@ -140,7 +154,7 @@ fn open(packet: &Packet, flow: &mut Flow, frontend: &Frontend, origin: Origin, n
         snat::allocate(flow, packet.proto, now)?;
     }
     let flow = forget(flow);
-    flow::note_request(flow, packet, now);
+    flow::note_request(flow, packet, now, Sees::Both);
     flow::store(&flow::forward_key(packet), flow)?;
     Ok(true)
 }
@@ -234,7 +248,8 @@ fn remembered_backend(
     Some((id, backend))
 }
 
-/// UDP has no first packet, so each datagram is tagged; TCP only its SYN, unless the flow began without.
+/// UDP has no first packet, so each datagram is tagged; TCP only its SYN, unless the flow began without. (What a
+/// client sends again is tagged too: the backend's node may have lost the flow, and then drops the replies.)
 #[inline(always)]
 fn needs_option(packet: &Packet, flow: &Flow) -> bool {
     packet.proto != PROTO_TCP

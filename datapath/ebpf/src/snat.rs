@@ -8,7 +8,7 @@ use datapath_types::{Counter, DropReason, Flow, FlowFlags, FlowKey, FlowKind, fl
 
 use crate::{
     drop::{Step, count},
-    flow::{self, NOEXIST},
+    flow::{self, NOEXIST, Sees},
     maps::FLOWS,
     packet::Packet,
     settings,
@@ -95,7 +95,7 @@ pub(crate) fn keep_reverse(flow: &Flow, packet: &Packet, now: u64) -> Step<bool>
     let key = reverse_key(flow, packet.proto);
     match flow::find(&key, now) {
         Some(reverse) if same_client(reverse, flow) => {
-            flow::note_request(reverse, packet, now);
+            flow::note_request(reverse, packet, now, Sees::Both);
             Ok(false)
         }
         Some(_) => Err(DropReason::SnatExhausted.into()),

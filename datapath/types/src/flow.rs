@@ -62,6 +62,10 @@ impl FlowFlags {
     pub const RST: u32 = 1 << 8;
     /// The uplink's egress program, not a pod's veth, sees the replies (hostNetwork backend).
     pub const HOST: u32 = 1 << 9;
+    /// How often in a row the client has sent again what it had sent before, up to 7.
+    pub const REPEATS: u32 = 7 * Self::REPEAT;
+    /// Once of [`Self::REPEATS`].
+    pub const REPEAT: u32 = 1 << 24;
 }
 
 /// Value of map `FLOWS`.
@@ -70,8 +74,10 @@ impl FlowFlags {
 pub struct Flow {
     /// When a packet last used the entry, ns.
     pub last_seen: u64,
-    /// When the entry was made, ns.
-    pub created: u64,
+    /// The client's next sequence number, host order: the end of what was seen of it. 0 for UDP.
+    pub client_next: u32,
+    /// The backend's, as far as its packets or what the client acknowledges are seen here.
+    pub backend_next: u32,
     /// Client address, packet order.
     pub client_addr: u32,
     /// Frontend address that the client used, packet order.
@@ -102,17 +108,29 @@ const SECOND: u64 = 1_000_000_000;
 impl Flow {
     /// An established TCP flow without a packet for this long is gone (Linux: 5 days; Cilium: 8000 s).
     pub const TCP_ESTABLISHED_NS: u64 = 8_000 * SECOND;
-    /// A TCP flow after FIN or RST. The client's last ACKs still pass; a new SYN replaces the entry.
+    /// A TCP flow after RST, or after FIN of both sides. The last ACKs still pass; a new SYN replaces the entry.
+    /// One FIN is no end: the other side may send for as long as it likes (RFC 9293 section 3.6).
     pub const TCP_CLOSING_NS: u64 = 60 * SECOND;
     /// A UDP flow without a packet for this long is gone (kube-proxy's nf_conntrack: 120 s).
     pub const UDP_NS: u64 = 120 * SECOND;
     /// A live TCP flow silent for this long may lose its tuple to a new SYN through another frontend.
     pub const TUPLE_IDLE_NS: u64 = 60 * SECOND;
 
-    /// Whether either side has begun to close.
+    /// How far a packet's sequence numbers may be from those before: the window that a receiver without much
+    /// tuning grants. What is farther away is of another connection, or a guess.
+    pub const NEAR: u32 = 1 << 20;
+
+    /// Whether either side has begun to close, so that a SYN is a new connection.
     #[inline(always)]
     pub const fn is_closing(&self) -> bool {
         self.flags & (FlowFlags::RST | FlowFlags::FIN_CLIENT | FlowFlags::FIN_BACKEND) != 0
+    }
+
+    /// Whether both sides have closed, or one has reset.
+    #[inline(always)]
+    pub const fn is_closed(&self) -> bool {
+        let fins = FlowFlags::FIN_CLIENT | FlowFlags::FIN_BACKEND;
+        self.flags & FlowFlags::RST != 0 || self.flags & fins == fins
     }
 
     /// How long the entry may stay silent, ns.
@@ -120,7 +138,7 @@ impl Flow {
     pub const fn lifetime(&self, proto: u8) -> u64 {
         if proto != crate::PROTO_TCP {
             Self::UDP_NS
-        } else if self.is_closing() {
+        } else if self.is_closed() {
             Self::TCP_CLOSING_NS
         } else {
             Self::TCP_ESTABLISHED_NS
@@ -137,7 +155,7 @@ impl Flow {
     #[inline(always)]
     pub const fn may_be_replaced(&self, proto: u8, now: u64) -> bool {
         proto != crate::PROTO_TCP
-            || self.is_closing()
+            || self.is_closed()
             || now.saturating_sub(self.last_seen) > Self::TUPLE_IDLE_NS
     }
 }

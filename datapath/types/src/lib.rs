@@ -37,7 +37,7 @@ pub use settings::{Mutation, Settings, SettingsFlags, mode};
 ///
 /// Bump it whenever a map key, a map value or [`Settings`] changes shape or meaning. The loader writes
 /// it into the pinned `ABI` map and refuses to reuse pins of another version.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Slots of one service's Maglev table. A prime, at least 100 times the backends of a large lab, so
 /// that adding or removing one backend moves little more than its share of the flows
