@@ -1,7 +1,7 @@
 //! The datapath lives on its pins: agents that come again during traffic lose no packet, and a flow that is
 //! lost on the way never shows the pod's address.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -113,7 +113,7 @@ fn forget_flow(lab: &Lab, client_port: u16) {
 }
 
 #[test]
-fn a_flow_that_is_lost_fails_closed() {
+fn a_flow_that_is_lost_fails_closed_until_the_client_sends_again() {
     need_root!();
     let lab = Lab::up("dsr");
     let watch = lab.tcpdump("client", "ip");
@@ -125,14 +125,14 @@ fn a_flow_that_is_lost_fails_closed() {
     assert!(stream.read(&mut reply).expect("an answer") > 0);
     forget_flow(&lab, own_port);
     stream.write_all(b"GET /?id=2 HTTP/1.1\r\nhost: lab\r\n\r\n").expect("send");
-    stream.set_read_timeout(Some(Duration::from_secs(1))).expect("a socket option");
-    let silence = stream.read(&mut reply).expect_err("nothing may come back");
-    assert_eq!(silence.kind(), ErrorKind::WouldBlock, "{silence}");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket option");
+    // The replies to the first attempt are dropped. The second carries the frontend again.
+    assert!(stream.read(&mut reply).expect("an answer") > 0);
     let seen = watch.stop();
     assert_eq!(seen.count("net 10.0.0.0/8"), 0, "a pod's address on the client's link");
     assert!(seen.count("src host 172.18.0.3 and src port 32000") > 0, "the witness saw no reply at all");
     let drops = lab.drops();
     assert!(drops["worker2"]["no-reply-state"] > 0, "{drops:?}");
-    // The next connection is whole again.
+    // The next connection is whole from its beginning.
     assert_answered(&lab.ask(requests(1, 4, Transport::Tcp, to, |_| {})), 4);
 }

@@ -847,3 +847,49 @@ fn a_pod_of_a_foreign_cluster_is_known_by_its_nodes_range() {
     let judged = not_passed(&judge(&external(leaked, Mode::Snat)));
     assert_eq!(judged["reply-source"].0, Status::Fail);
 }
+
+/// What the client sends a second time, on its whole way; between the nodes it has the option if `tagged`.
+fn sent_again(what: What, tagged: bool, alter: impl Fn(&mut Step)) -> Evidence {
+    let mut first = Vec::new();
+    let again = |step: &mut Step| {
+        if step.reply || step.exchange != 1 || step.what != what {
+            return Vec::new();
+        }
+        first.push(step.clone());
+        if !step.is(POD, In) {
+            return Vec::new();
+        }
+        let mut second = std::mem::take(&mut first);
+        for step in &mut second {
+            step.packet.id = step.packet.id.wrapping_add(3);
+            if tagged && (step.is(INGRESS, Out) || step.is(HOME, In)) {
+                step.packet.options = lab::option(&plan(Mode::Dsr));
+            }
+            alter(step);
+        }
+        second
+    };
+    Paper::new(plan(Mode::Dsr)).spoil_adding(again).run()
+}
+
+#[test]
+fn what_a_client_sends_again_may_carry_the_frontend() {
+    for what in [What::Data, What::Fin] {
+        for tagged in [true, false] {
+            assert_pass(&sent_again(what, tagged, |_| ()));
+        }
+        let wrong = sent_again(what, true, |step| {
+            if let Some(last) = step.packet.options.last_mut() {
+                *last ^= 1;
+            }
+        });
+        assert_fails(&wrong, &["carrier"], "the option says");
+    }
+    // What is sent for the first time may not.
+    let first = spoiled(Mode::Dsr, |s| {
+        if !s.reply && s.what == What::Data && (s.is(INGRESS, Out) || s.is(HOME, In)) {
+            s.packet.options = lab::option(&plan(Mode::Dsr));
+        }
+    });
+    assert_fails(&first, &["carrier"], "a packet that must have no option has one");
+}

@@ -1,5 +1,5 @@
 //! carrier: between the ingress node and another backend node each TCP SYN and each UDP request carries the frontend in
-//! the IPv4 option, nothing else does; its value is the frontend, in the byte order of the lab; the pod gets it only if
+//! the IPv4 option; what a client sends again may, nothing else does; its value is the frontend, in the byte order of the lab; the pod gets it only if
 //! the lab does not strip it. Where the source is rewritten, and for a backend on the ingress node, there is no
 //! option anywhere. A load balancer that is not ours may have another way to say it, or none; an option that it writes
 //! must name the frontend, in either byte order.

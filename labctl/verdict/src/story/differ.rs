@@ -224,7 +224,10 @@ impl<'s> Walk<'_, 's, '_> {
             };
         let has = ip.options.dsr_count > 0;
         let habits = &self.story.habits;
-        let allowed = due || (!habits.must_strip_option && self.case.is_carried() && point.hops > 0);
+        // What a client sends again may be tagged again: the backend's node may have forgotten the flow.
+        let again = point.carrier && self.packet.again;
+        let kept = !habits.must_strip_option && self.case.is_carried() && point.hops > 0;
+        let allowed = due || again || kept;
         if due && !has && habits.must_carry_option {
             self.note(here, point.spot.place, Field::Carrier, "the option".to_owned(), "none".to_owned());
         } else if has && !allowed {

@@ -88,6 +88,8 @@ pub(crate) struct LogicalPacket {
     parts: Vec<(usize, Vec<Range<i64>>)>,
     /// It repeats a packet that was here before and did not come from anywhere.
     pub(crate) repeats: bool,
+    /// Its sender sends something of it again.
+    pub(crate) again: bool,
 }
 
 impl LogicalPacket {
@@ -170,7 +172,7 @@ pub(super) fn follow(story: &mut Story<'_>) {
     let cuts = may_cut(story);
     for of in 0..story.cases.len() {
         let frames = starts[of + 1] - starts[of];
-        let mut case = Following { packets: Vec::new(), index: None, base: [None; 2], cuts };
+        let mut case = Following { packets: Vec::new(), index: None, base: [None; 2], sent: [0; 2], cuts };
         if frames > MANY {
             case.index = Some(FxHashMap::default());
         }
@@ -246,6 +248,8 @@ struct Following {
     index: Option<FxHashMap<(Side, Key), Vec<usize>>>,
     /// Position 0 of each side's stream.
     base: [Option<u32>; 2],
+    /// How far each side's stream has been sent.
+    sent: [i64; 2],
     cuts: bool,
 }
 
@@ -261,7 +265,13 @@ impl Following {
         {
             return;
         }
-        let repeats = stage.is_some_and(|s| s > 0) && self.is_known(piece);
+        let known = self.is_known(piece);
+        let repeats = stage.is_some_and(|s| s > 0) && known;
+        let sent = &mut self.sent[piece.side as usize];
+        // A FIN without payload takes one sequence number all the same.
+        let end = bytes.end.max(bytes.start + i64::from(piece.key.flags & TcpFlags::FIN != 0));
+        let again = known || (bytes.start < end && bytes.start < *sent);
+        *sent = (*sent).max(end);
         if let Some(index) = &mut self.index {
             index.entry((piece.side, piece.key)).or_default().push(self.packets.len());
         }
@@ -274,6 +284,7 @@ impl Following {
             bytes,
             parts: Vec::new(),
             repeats,
+            again,
         });
     }
 
