@@ -1,7 +1,8 @@
-//! Builds the eBPF object and hands its path to the crate, which embeds it.
+//! Builds the eBPF objects and hands their paths to the crate, which embeds them: the datapath, and the watch over what the
+//! kernel drops.
 //!
 //! Three ways, tried in this order:
-//! 1. `LABCTL_BPF_OBJECT` names an object that somebody else built (a release artifact, a CI job).
+//! 1. `LABCTL_BPF_OBJECT` names a datapath object that somebody else built (a release artifact, a CI job), with `drops.o` beside it.
 //! 2. A rustc whose sysroot has the target `bpfel-unknown-none` (Debian: `libstd-rust-web-dev-bpf`), with
 //!    `RUSTC_BOOTSTRAP=1` and no build-std. `LABCTL_BPF_RUSTC` names one; else `/usr/bin/rustc` is asked.
 //! 3. rustup's nightly with the component `rust-src`, with build-std.
@@ -19,7 +20,7 @@ const TARGET: &str = "bpfel-unknown-none";
 
 const WAYS_OUT: &str = "
 no toolchain can build the eBPF object. Three ways out:
-  1. LABCTL_BPF_OBJECT=/path/to/datapath.o   an object that a release or another machine built
+  1. LABCTL_BPF_OBJECT=/path/to/datapath.o   an object that a release or another machine built, with drops.o beside it
   2. a rustc with the target bpfel-unknown-none, and bpf-linker. On Debian `make setup` installs both:
        apt-get install rustc-web cargo-web libstd-rust-web-dev-bpf llvm-22-dev libpolly-22-dev
        LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 \\
@@ -31,7 +32,7 @@ fn main() -> Result<()> {
     for name in ["LABCTL_BPF_OBJECT", "LABCTL_BPF_RUSTC", "LABCTL_BPF_LINKER"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?).join("datapath.o");
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
     if let Some(object) = env::var_os("LABCTL_BPF_OBJECT") {
         return take_object(Path::new(&object), &out);
     }
@@ -42,15 +43,25 @@ fn main() -> Result<()> {
         None => None,
     };
     let (Some(linker), Some(toolchain)) = (linker, toolchain) else { bail!("{WAYS_OUT}") };
-    let built = toolchain.build(&linker)?;
-    fs::copy(&built, &out).with_context(|| format!("copy {}", built.display()))?;
+    let folder = toolchain.build(&linker)?;
+    for object in OBJECTS {
+        let built = folder.join(object);
+        fs::copy(&built, out.join(format!("{object}.o")))
+            .with_context(|| format!("copy {}", built.display()))?;
+    }
     Ok(())
 }
 
+/// Programs of the eBPF crate, an object each.
+const OBJECTS: [&str; 2] = ["datapath", "drops"];
+
 fn take_object(object: &Path, out: &Path) -> Result<()> {
-    println!("cargo::rerun-if-changed={}", object.display());
-    fs::copy(object, out)
-        .with_context(|| format!("LABCTL_BPF_OBJECT={} cannot be read", object.display()))?;
+    for (from, to) in [(object.to_path_buf(), "datapath.o"), (object.with_file_name("drops.o"), "drops.o")] {
+        println!("cargo::rerun-if-changed={}", from.display());
+        fs::copy(&from, out.join(to)).with_context(|| {
+            format!("LABCTL_BPF_OBJECT={}: {} cannot be read", object.display(), from.display())
+        })?;
+    }
     Ok(())
 }
 
@@ -140,7 +151,7 @@ fn forget_outer_cargo(command: &mut Command) {
 }
 
 impl Toolchain {
-    /// Builds the object and gives its path.
+    /// Builds the objects and gives their folder.
     fn build(&self, linker: &Path) -> Result<PathBuf> {
         // A folder per feature set: two builds at once must not pick up each other's object.
         let mutations = env::var_os("CARGO_FEATURE_MUTATIONS").is_some();
@@ -160,7 +171,7 @@ impl Toolchain {
         }
         command
             .current_dir(manifest_dir()?.join("../.."))
-            .args(["--package", "datapath-ebpf", "--bin", "datapath", "--release", "--target", TARGET])
+            .args(["--package", "datapath-ebpf", "--bins", "--release", "--target", TARGET])
             // A folder of its own: the outer cargo holds the lock of its target folder while this runs
             // (rust-lang/cargo#6412).
             .arg("--target-dir")
@@ -174,7 +185,7 @@ impl Toolchain {
         if !output.status.success() {
             bail!("the eBPF object does not build:\n{}", String::from_utf8_lossy(&output.stderr));
         }
-        Ok(folder.join(TARGET).join("release/datapath"))
+        Ok(folder.join(TARGET).join("release"))
     }
 }
 

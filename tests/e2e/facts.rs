@@ -208,3 +208,38 @@ fn a_neighbour_entry_that_leads_astray_is_seen_in_the_frames() {
     assert!(verdict.checks("fail").contains("return-path"), "{}", verdict.said());
     assert!(notes(&verdict).contains("worker2 believes 172.18.0.1 of client at"), "{}", verdict.said());
 }
+
+#[test]
+fn what_a_node_drops_is_named_and_no_count_excuses_it() {
+    need_root!();
+    let lab = Lab::up("dsr");
+    // A queue behind the datapath that is too short for its replies.
+    run(&lab, "worker2", "tc qdisc add dev eth0 root tbf rate 20mbit burst 1600 limit 3000");
+    let output =
+        lab.labctl(&["verify", lab.name(), "--requests", "40", "--datagrams", "0", "--format", "json"]);
+    let verdict = Verdict::of(output, lab.folder(), lab.name());
+    assert!(verdict.checks("fail").contains("conservation"), "{}", verdict.said());
+    let first = verdict.evidence_of("conservation")["first"].to_string();
+    assert!(first.contains("worker2 dropped it: QDISC_DROP"), "{first}");
+}
+
+#[test]
+fn every_refused_request_is_in_the_kernels_record() {
+    need_root!();
+    let lab = Lab::up("local");
+    let verdict = lab.verify();
+    verdict.assert_passes(&[]);
+    let text = std::fs::read_to_string(verdict.evidence.join("evidence.json")).expect("evidence");
+    let record: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let drops = &record["evidence"]["kernel_drops"];
+    assert_eq!((&drops["unwatched"], &drops["untold"]), (&serde_json::Value::Null, &0.into()), "{drops}");
+    let packets = drops["packets"].as_array().expect("packets");
+    for refused in record["evidence"]["refusals"].as_array().expect("refusals") {
+        let is_it = |packet: &&serde_json::Value| {
+            packet["src"] == refused["local"]
+                && packet["dst"] == refused["remote"]
+                && packet["reason"] == "TC_INGRESS"
+        };
+        assert!(packets.iter().any(|packet| is_it(&packet)), "{refused} is not among {packets:#?}");
+    }
+}

@@ -63,7 +63,7 @@ fn a_priority_tag_is_no_vlan() {
             for frame in [request(SYN), request(ACK).payload(b"GET /"), datagram()] {
                 let plain = cluster.worker.run("from_netdev", &frame.bytes());
                 // Sent twice, it would carry the option.
-                let _ = cluster.worker.forget_all();
+                cluster.worker.forget_all();
                 cluster.worker.run("from_netdev", &request(SYN).bytes());
                 let out = cluster.worker.run("from_netdev", &frame.tagged(priority));
                 out.assert_sent(&plain.bytes);

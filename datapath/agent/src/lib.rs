@@ -10,6 +10,8 @@
 
 mod apply;
 mod attach;
+mod drops;
+mod kernel_types;
 mod maglev;
 mod maps;
 mod object;
@@ -20,6 +22,7 @@ mod sync;
 
 pub use apply::{Applied, ApplyError, Datapath, Links, apply, interface_link, open};
 pub use attach::{AttachError, AttachKind};
+pub use drops::{DropWatch, DropWatchError, SeenDrop};
 pub use maglev::maglev_table;
 pub use object::{OBJECT, supports_mutations};
 pub use remove::{RemoveError, remove};

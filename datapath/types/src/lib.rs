@@ -20,6 +20,7 @@ mod event;
 mod flow;
 mod frontend;
 mod hash;
+mod kernel_drop;
 pub mod option;
 mod settings;
 
@@ -31,6 +32,7 @@ pub use event::{Event, EventAction, Hook};
 pub use flow::{Flow, FlowFlags, FlowKey, FlowKind, FragmentKey, FragmentPorts};
 pub use frontend::{Frontend, FrontendFlags};
 pub use hash::{flow_hash, mix};
+pub use kernel_drop::{KernelDrop, KernelLayout};
 pub use settings::{Mutation, Settings, SettingsFlags, mode};
 
 /// Layout version of everything in this crate that crosses the kernel border.

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
@@ -184,7 +185,11 @@ pub fn observe() -> Result<HostFacts, InspectError> {
         address: n.address,
         mac: mac(n.mac),
     });
-    Ok(HostFacts { interfaces, neighbours: neighbours.collect() })
+    // Of this thread, not of the process: threads of a test or of a provider are in others' namespaces.
+    let netns = std::fs::metadata("/proc/thread-self/ns/net").map_or(0, |meta| meta.ino() as u32);
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let neighbours = neighbours.collect();
+    Ok(HostFacts { interfaces, neighbours, netns, boot: boot.trim().to_owned() })
 }
 
 fn pod_namespaces() -> Result<Vec<PathBuf>, InspectError> {

@@ -7,6 +7,7 @@ mod captures;
 pub(crate) mod complete;
 mod datapath;
 mod desired;
+mod drops;
 mod interrupt;
 pub(crate) mod kept_runs;
 mod launch;

@@ -7,13 +7,16 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use datapath_agent::{DatapathStatus, ProgramStatus};
 use labctl_model::Plan;
 use labctl_provider::{Host, Lab};
 use labctl_verdict::{
-    Canaries as SentCanaries, Evidence, Explained, Observed, OwnProgram, Report, judge_and_explain, view,
+    Canaries as SentCanaries, Evidence, Explained, KernelDrops, Observed, OwnProgram, Report,
+    judge_and_explain, view,
 };
 use labctl_wire::facts::HostFacts;
 use labctl_wire::{CaptureFile, Exchange};
@@ -21,6 +24,7 @@ use labctl_wire::{CaptureFile, Exchange};
 use super::canary::Canaries;
 use super::captures::Captures;
 use super::datapath::statuses;
+use super::drops::Drops as Watch;
 use super::interrupt::Interrupt;
 use super::observe;
 use super::record::{self, Record};
@@ -71,6 +75,7 @@ struct Gathered {
     drops: Drops,
     canaries: SentCanaries,
     hosts: BTreeMap<String, Observed>,
+    kernel_drops: KernelDrops,
 }
 
 impl Prove<'_> {
@@ -99,9 +104,12 @@ impl Prove<'_> {
     fn gather(&self, dir: &RunDir) -> Result<Gathered, Failure> {
         let questions = Questions::new(self.plan, self.all_nodes);
         let step = self.progress.begin("captures", "waiting until each says ready");
-        let before = self.observe()?;
+        let before = Arc::new(self.observe()?);
         let mut captures =
             Captures::start(self.lab, &before).map_err(|e| self.failure("start the captures", &e))?;
+        // Reading the kernel's types takes as long as the captures need to get ready.
+        let watched = Arc::clone(&before);
+        let watch = thread::spawn(move || Watch::watch(&watched));
         // The client's process starts while captures get ready, and waits.
         let fetch = Fetch::start(self.lab).map_err(|e| self.failure("start the client", &e))?;
         let run = format!("{}-{}", dir.name(), std::process::id());
@@ -109,6 +117,7 @@ impl Prove<'_> {
             Canaries::open(self.lab, &run).map_err(|e| self.failure("prepare canaries", &e))?;
         let points = captures.ready(self.interrupt).map_err(|e| self.failure("start the captures", &e))?;
         canaries.ready(self.interrupt).map_err(|e| self.failure("prepare canaries", &e))?;
+        let watch = watch.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         self.canaries(&mut canaries)?;
         step.done(&format!("{points} interfaces, canaries sent past all of them"));
 
@@ -125,7 +134,8 @@ impl Prove<'_> {
         self.interrupt.wait(&[], Some(Instant::now() + AFTERMATH));
         self.canaries(&mut canaries)?;
         let capture = captures.stop(self.interrupt).map_err(|e| self.failure("stop the captures", &e))?;
-        let hosts = self.observed(before, self.observe()?);
+        let kernel_drops = watch.finish();
+        let hosts = self.observed(Arc::unwrap_or_clone(before), self.observe()?);
         step.done(&format!("{} packets captured", capture.packets().len()));
         Ok(Gathered {
             capture,
@@ -134,6 +144,7 @@ impl Prove<'_> {
             drops: dropped,
             canaries: SentCanaries { run, rounds: canaries.rounds() },
             hosts,
+            kernel_drops,
         })
     }
 
@@ -192,9 +203,10 @@ impl Prove<'_> {
     }
 
     fn evidence(&self, gathered: Gathered) -> Evidence {
-        let Gathered { capture, exchanges, refusals, drops, canaries, hosts } = gathered;
+        let Gathered { capture, exchanges, refusals, drops, canaries, hosts, kernel_drops } = gathered;
         let evidence = Evidence::new(self.plan.clone(), capture, exchanges, canaries);
-        Evidence { refusals, drops, hosts, uplinks: self.uplinks(), ..evidence }
+        let kernel_drops = Some(kernel_drops);
+        Evidence { refusals, drops, hosts, kernel_drops, uplinks: self.uplinks(), ..evidence }
     }
 
     /// Uplinks by the names that somebody else's nodes have for them.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use labctl_model::Plan;
-use labctl_wire::facts::HostFacts;
+use labctl_wire::facts::{DroppedPacket, HostFacts};
 use labctl_wire::{CaptureFile, Exchange, canary};
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +65,28 @@ pub struct Observed {
     pub programs: Vec<OwnProgram>,
 }
 
+/// What the kernels of the hosts dropped during the run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelDrops {
+    /// Each packet, in the order of time.
+    pub packets: Vec<DroppedPacket>,
+    /// Packets that found no room in the record.
+    pub untold: u64,
+    /// Why nobody watched, or not every host.
+    pub unwatched: Option<String>,
+}
+
+impl KernelDrops {
+    /// Why a drop that is not among these may have happened all the same.
+    pub(crate) fn gap(&self) -> Option<String> {
+        match (&self.unwatched, self.untold) {
+            (Some(why), _) => Some(format!("what the kernel dropped was not watched: {why}")),
+            (None, 1..) => Some(format!("{} dropped packets found no room in the record", self.untold)),
+            (None, 0) => None,
+        }
+    }
+}
+
 /// A program that labctl attached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnProgram {
@@ -104,6 +126,9 @@ pub struct Evidence {
     /// Each host as it was observed; empty in runs of versions that did not observe any.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub hosts: BTreeMap<String, Observed>,
+    /// What the hosts' kernels dropped; absent in runs of versions that did not watch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_drops: Option<KernelDrops>,
     /// Points (`worker2:lxc1a2b`) that are a node's side of a pod's link, and the pod, where no canary tells.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub pod_links: BTreeMap<String, String>,
@@ -127,6 +152,7 @@ impl Evidence {
             canaries,
             origin: Origin::Run,
             hosts: BTreeMap::new(),
+            kernel_drops: None,
             pod_links: BTreeMap::new(),
         };
         evidence.prove_live();

@@ -31,7 +31,7 @@ mod story;
 pub mod view;
 mod words;
 
-pub use evidence::{Canaries, Evidence, Observed, Origin, OwnProgram, Vouched};
+pub use evidence::{Canaries, Evidence, KernelDrops, Observed, Origin, OwnProgram, Vouched};
 pub use judge::{Explained, judge, judge_and_explain};
 pub use result::{CheckResult, Judgement, Offence, SHOWN, Shown, Status, Verdict};
 pub use view::{Report, SetupFailure};

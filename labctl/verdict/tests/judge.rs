@@ -10,9 +10,10 @@ use lab::{
     CLIENT, CONTROL, HOME, INGRESS, POD, Paper, Step, What, count, ip, link, mac_of, place_backend, plan, vip,
 };
 use labctl_model::{ExpectedStatus, Fault, FaultPlan, FaultScope, Mode, Plan, ProviderKind, WireFormat};
-use labctl_verdict::{Evidence, Judgement, SHOWN, Status, Verdict, judge, judge_and_explain};
+use labctl_verdict::{Evidence, Judgement, KernelDrops, SHOWN, Status, Verdict, judge, judge_and_explain};
 use labctl_wire::Direction::{In, Out};
 use labctl_wire::Outcome;
+use labctl_wire::facts::DroppedPacket;
 use labctl_wire::packet::Mac;
 
 const MODES: [Mode; 4] = [Mode::Dsr, Mode::Snat, Mode::Hybrid, Mode::Local];
@@ -166,7 +167,74 @@ fn counted_drops_are_not_lost_packets() {
     let mut evidence =
         spoiled(Mode::Dsr, |s| s.keep &= !(s.left_home() && s.what == What::Ack && s.number == 4));
     evidence.drops.insert("worker2".into(), BTreeMap::from([("too-big".into(), 2)]));
+    let by_program = dropped(&evidence, "TC_INGRESS");
+    assert_eq!(by_program.packets.len(), 2);
+    evidence.kernel_drops = Some(by_program.clone());
     assert_pass(&evidence);
+    let said = judge(&evidence);
+    let summary = &said.checks.iter().find(|c| c.name == "conservation").unwrap().summary;
+    assert!(summary.ends_with("2 lost and counted: 2 by worker2"), "{summary}");
+
+    // The count alone says that something was dropped, not what.
+    for unwatched in [None, Some(KernelDrops { unwatched: Some("no BTF".into()), ..KernelDrops::default() })]
+    {
+        let evidence = Evidence { kernel_drops: unwatched, ..evidence.clone() };
+        let judgement = judge(&evidence);
+        assert_eq!(judgement.verdict, Verdict::Inconclusive);
+        assert_eq!(not_passed(&judgement).keys().copied().collect::<Vec<_>>(), ["conservation"]);
+    }
+    let full = KernelDrops { untold: 1, ..KernelDrops::default() };
+    let evidence_of = |drops: KernelDrops| Evidence { kernel_drops: Some(drops), ..evidence.clone() };
+    assert_eq!(judge(&evidence_of(full)).verdict, Verdict::Inconclusive);
+
+    // Somebody else's packets excuse nobody's, nor does anybody else's drop, nor one record two packets.
+    let never = "worker2 had it last, and counted no drop of it";
+    assert_fails(&evidence_of(KernelDrops::default()), &["conservation"], never);
+    let mut others = by_program.clone();
+    others.packets.iter_mut().for_each(|packet| packet.id ^= 1);
+    assert_fails(&evidence_of(others), &["conservation"], never);
+    let mut once = by_program.clone();
+    once.packets[1] = once.packets[0].clone();
+    assert_fails(&evidence_of(once), &["conservation"], never);
+    let mut elsewhere = by_program.clone();
+    elsewhere.packets.iter_mut().for_each(|packet| packet.host = "worker".into());
+    assert_fails(&evidence_of(elsewhere), &["conservation"], never);
+    let netfilter = dropped(&evidence, "NETFILTER_DROP");
+    assert_fails(&evidence_of(netfilter), &["conservation"], "worker2 dropped it: NETFILTER_DROP");
+    let mut uncounted = evidence_of(by_program);
+    uncounted.drops.insert("worker2".into(), BTreeMap::new());
+    assert_fails(&uncounted, &["conservation"], "a program on worker2 dropped it and did not count it");
+}
+
+/// What worker2's kernel would say of the packets that came in from the pod and never left by the uplink.
+fn dropped(evidence: &Evidence, reason: &str) -> KernelDrops {
+    let capture = &evidence.capture;
+    let at = |index: usize| capture.points[capture.packets()[index].point].point.to_string();
+    let id = |index: usize| capture.headers(index).ipv4().map(|ip| (ip.id, ip.protocol));
+    let left: Vec<_> = (0..capture.packets().len()).filter(|i| at(*i) == HOME).map(id).collect();
+    let is_lost = |index: &usize| {
+        let captured = &capture.packets()[*index];
+        let ours = capture.headers(*index).sockets().is_some_and(|(src, _)| src.port() == 8080);
+        ours && at(*index) == "worker2:lxc1" && captured.direction == In && !left.contains(&id(*index))
+    };
+    let packet = |index: usize| {
+        let frame = capture.headers(index);
+        let (src, dst) = frame.sockets().unwrap();
+        let ip = frame.ipv4().unwrap();
+        DroppedPacket {
+            time_ns: capture.packets()[index].ts_ns + 100,
+            host: "worker2".into(),
+            reason: reason.into(),
+            protocol: ip.protocol,
+            src,
+            dst,
+            id: ip.id,
+            fragment_offset: ip.fragment_offset,
+            seq: frame.tcp().map_or(0, |tcp| tcp.seq),
+        }
+    };
+    let packets = (0..capture.packets().len()).filter(is_lost).map(packet).collect();
+    KernelDrops { packets, ..KernelDrops::default() }
 }
 
 // One mutation at a time.
@@ -510,11 +578,11 @@ fn conservation_fails() {
     assert_fails(
         &silent,
         &["conservation"],
-        "a packet never arrived at client:eth0: worker2 had it last, and counted 0 drops for 2 lost",
+        "a packet never arrived at client:eth0: worker2 had it last, and counted no drop of it",
     );
     let mut counted = silent;
     counted.drops.insert("worker2".into(), BTreeMap::from([("too-big".into(), 1)]));
-    assert_fails(&counted, &["conservation"], "and counted 1 drops for 2 lost");
+    assert_fails(&counted, &["conservation"], "tcp request 2: a packet never arrived at client:eth0");
     let part = |step: &mut Step| {
         if step.left_home() && step.what == What::Data {
             step.packet.payload.truncate(1448);

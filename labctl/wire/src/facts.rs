@@ -3,7 +3,7 @@
 //! Owns: the form. Does not own: asking (the provider and the datapath's agent do), or what it means for a verdict. Each host
 //! of a run is observed before its traffic and after it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,35 @@ pub struct HostFacts {
     pub interfaces: Vec<InterfaceFacts>,
     /// Neighbour entries for IPv4 addresses that have an Ethernet address.
     pub neighbours: Vec<NeighbourFacts>,
+    /// Inode of its network namespace (`stat /proc/self/ns/net`).
+    #[serde(default)]
+    pub netns: u32,
+    /// Which run of which kernel it is on (`/proc/sys/kernel/random/boot_id`).
+    #[serde(default)]
+    pub boot: String,
+}
+
+/// One IPv4 packet that a host's kernel dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DroppedPacket {
+    /// `CLOCK_REALTIME`, ns.
+    pub time_ns: u64,
+    /// The host in whose namespace it happened.
+    pub host: String,
+    /// The kernel's name of the reason: `NETFILTER_DROP`. `TC_INGRESS` and `TC_EGRESS` are programs' doing.
+    pub reason: String,
+    /// IPv4 protocol number.
+    pub protocol: u8,
+    /// Source; port 0 without one.
+    pub src: SocketAddrV4,
+    /// Destination; port 0 without one.
+    pub dst: SocketAddrV4,
+    /// IP identification.
+    pub id: u16,
+    /// Offset of a fragment in bytes.
+    pub fragment_offset: u16,
+    /// TCP sequence number; 0 for others.
+    pub seq: u32,
 }
 
 /// An interface.

@@ -1,12 +1,12 @@
 //! conservation: everything that the client or a backend sent arrived at the other end, or the node where it was lost
-//! counted its drop; and nothing arrived that nobody sent. Bytes of TCP streams are compared, not packets, so
+//! dropped that very packet and counted it ([`super::loss`]); and nothing arrived that nobody sent. Bytes of TCP streams are compared, not packets, so
 //! segmentation in between does not matter. The same in every mode.
 
 use std::collections::BTreeMap;
 
+use super::loss::{Excuse, Excuses, Loss, holder};
 use crate::proof::Findings;
 use crate::scene::case::{Case, Waypoint};
-use crate::scene::place::Place;
 use crate::story::{LogicalPacket, Story};
 
 pub(super) fn check(story: &Story<'_>) -> Findings {
@@ -22,19 +22,11 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     findings
 }
 
-/// A packet that did not come to the end of its way.
-struct Loss {
-    last: usize,
-    end: Place,
-    name: String,
-}
-
 #[derive(Default)]
 struct Ledger {
     sent: u64,
     arrived: u64,
-    /// By the node that had it last; `None` for what was lost between hosts.
-    lost: BTreeMap<Option<usize>, Vec<Loss>>,
+    lost: Vec<Loss>,
 }
 
 impl Ledger {
@@ -57,37 +49,41 @@ impl Ledger {
             self.arrived += 1;
         } else if let Some(last) = packet.sightings.iter().rev().find(|s| s.stage.is_some()) {
             let node = last.stage.and_then(|stage| holder(story, packet, stage));
-            let loss = Loss { last: last.packet, end: way[end].spot.place, name: case.name() };
-            self.lost.entry(node).or_default().push(loss);
+            self.lost.push(Loss { last: last.packet, node, end: way[end].spot.place, name: case.name() });
         }
     }
 
     fn settle(self, findings: &mut Findings, story: &Story<'_>) {
         let Self { sent, arrived, lost } = self;
-        let all: usize = lost.values().map(Vec::len).sum();
-        let mut counted = 0;
-        for (node, losses) in lost {
-            let drops = node.map_or(0, |node| accounted(story, node));
-            if losses.len() as u64 <= drops {
-                counted += losses.len();
-                continue;
-            }
-            let by = match node {
-                Some(node) => {
-                    let name = &story.plan.nodes[node].name;
-                    format!("{name} had it last, and counted {drops} drops for {} lost", losses.len())
+        let mut excuses = Excuses::new(story);
+        let mut counted: BTreeMap<String, u64> = BTreeMap::new();
+        let all = lost.len();
+        for loss in lost {
+            let by = match excuses.of(story, &loss) {
+                Excuse::Counted(node) => {
+                    *counted.entry(node).or_default() += 1;
+                    continue;
                 }
-                None => "it was lost between two hosts".to_owned(),
+                Excuse::ByCountOnly(node, why) => {
+                    findings.doubt(format!(
+                        "that {node} dropped what was lost is known by its count only: {why}"
+                    ));
+                    *counted.entry(node).or_default() += 1;
+                    continue;
+                }
+                Excuse::None(by) => by,
             };
-            for Loss { last, end, name } in losses {
-                let place = story.place_name(end);
-                findings.absent(end, Some(last), format!("{name}: a packet never arrived at {place}: {by}"));
-            }
+            let Loss { last, end, name, .. } = loss;
+            let place = story.place_name(end);
+            findings.absent(end, Some(last), format!("{name}: a packet never arrived at {place}: {by}"));
         }
+        let nodes: Vec<_> = counted.iter().map(|(node, count)| format!("{count} by {node}")).collect();
+        let counted: u64 = counted.values().sum();
         findings.number("sent", sent);
         findings.number("arrived", arrived);
-        findings.number("lost_and_counted", counted as u64);
-        let drops = if all > 0 { format!(", {counted} lost and counted") } else { String::new() };
+        findings.number("lost_and_counted", counted);
+        let by = if nodes.is_empty() { String::new() } else { format!(": {}", nodes.join(", ")) };
+        let drops = if all > 0 { format!(", {counted} lost and counted{by}") } else { String::new() };
         let text = format!("{arrived} of {sent} packets arrived at the other end{drops}");
         findings.state(sent, "packet being sent", text);
     }
@@ -102,29 +98,4 @@ fn ends(story: &Story<'_>, way: &[Waypoint]) -> Option<(usize, usize)> {
     let captured = |stage: &usize| story.is_captured(way[*stage].spot.place);
     let ends = (0..=last).find(captured).zip((0..=last).rfind(captured));
     ends.filter(|(start, end)| start < end)
-}
-
-/// The node that had a packet when it was last seen: it came in and did not go on.
-fn holder(story: &Story<'_>, packet: &LogicalPacket, stage: usize) -> Option<usize> {
-    let spot = story.way(packet.of, packet.side)[stage].spot;
-    let inward = spot.direction == labctl_wire::Direction::In;
-    match spot.place {
-        Place::Uplink(node) if inward => Some(node),
-        Place::Veth(backend) if inward => node_of(story, backend),
-        // What a pod sends its node has, unless the node's side of the link says otherwise.
-        Place::Pod(backend) if !inward && !story.is_captured(Place::Veth(backend)) => node_of(story, backend),
-        _ => None,
-    }
-}
-
-fn node_of(story: &Story<'_>, backend: usize) -> Option<usize> {
-    story.backends().get(backend).map(|b| b.node)
-}
-
-/// What a node dropped of requests that should be answered, by its own count.
-fn accounted(story: &Story<'_>, node: usize) -> u64 {
-    let expected = datapath_types::DropReason::NoLocalBackend.label();
-    let refused = story.refusals().any(|(_, case)| case.ingress == node);
-    let counters = story.evidence.drops.get(&story.plan.nodes[node].name).into_iter().flatten();
-    counters.filter(|(label, _)| !(refused && *label == expected)).map(|(_, count)| count).sum()
 }

@@ -10,6 +10,7 @@ mod handshake;
 mod icmp;
 mod l2_source;
 mod looping;
+mod loss;
 mod mtu;
 mod no_resets;
 mod no_strangers;
