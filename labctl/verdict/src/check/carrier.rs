@@ -5,11 +5,8 @@
 //! must name the frontend, in either byte order.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddrV4;
 
-use datapath_types::option::WireOrder;
-use labctl_wire::packet::{DsrOption, Options};
-
+use super::frontend_option;
 use crate::proof::{Findings, Footing};
 use crate::scene::case::Side;
 use crate::story::{Field, Story};
@@ -25,10 +22,13 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
             continue;
         }
         counts.tagged += 1;
-        if seen.side == Side::Request
-            && let Some(why) = wrong_value(story, &mut counts, &ip.options, seen.case.exchange.remote)
-        {
-            findings.offence(seen.index, format!("{}: {why}", seen.case.name()));
+        if seen.side == Side::Request {
+            match frontend_option::read(story, &ip.options, seen.case.exchange.remote) {
+                Ok(order) => {
+                    counts.orders.insert(order);
+                }
+                Err(why) => findings.offence(seen.index, format!("{}: {why}", seen.case.name())),
+            }
         }
     }
     misplaced(&mut findings, story);
@@ -104,52 +104,4 @@ fn misplaced(findings: &mut Findings, story: &Story<'_>) {
         };
         findings.offence(difference.packet, why);
     }
-}
-
-fn wrong_value(
-    story: &Story<'_>,
-    counts: &mut Counts,
-    options: &Options,
-    frontend: SocketAddrV4,
-) -> Option<String> {
-    if options.malformed {
-        return Some("the options are malformed".to_owned());
-    }
-    let Some(dsr) = &options.dsr else {
-        return Some("the option is missing".to_owned());
-    };
-    if options.dsr_count > 1 {
-        return Some(format!("{} options in one packet", options.dsr_count));
-    }
-    let own = story.wire_order();
-    let either = story.plan.datapath.external;
-    let fits = [own, other(own)].into_iter().take(if either { 2 } else { 1 });
-    match fits.into_iter().find(|order| dsr.read(*order) == frontend) {
-        Some(order) => {
-            counts.orders.insert(name(order));
-            None
-        }
-        None => Some(mismatch(dsr, own, frontend)),
-    }
-}
-
-const fn other(order: WireOrder) -> WireOrder {
-    match order {
-        WireOrder::Network => WireOrder::Cilium,
-        WireOrder::Cilium => WireOrder::Network,
-    }
-}
-
-const fn name(order: WireOrder) -> &'static str {
-    match order {
-        WireOrder::Network => "network",
-        WireOrder::Cilium => "Cilium's little-endian",
-    }
-}
-
-fn mismatch(dsr: &DsrOption, order: WireOrder, frontend: SocketAddrV4) -> String {
-    if dsr.read(other(order)) == frontend {
-        return format!("the option is in {} byte order, not in the lab's", name(other(order)));
-    }
-    format!("the option says {}, expected {frontend}", dsr.read(order))
 }

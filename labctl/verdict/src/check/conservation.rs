@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use super::loss::{Excuse, Excuses, Loss, holder};
+use super::loss::{Excuse, Excuses, Loss};
 use crate::proof::Findings;
 use crate::scene::case::{Case, Waypoint};
+use crate::scene::place::Place;
 use crate::story::{LogicalPacket, Story};
 
 pub(super) fn check(story: &Story<'_>) -> Findings {
@@ -98,4 +99,18 @@ fn ends(story: &Story<'_>, way: &[Waypoint]) -> Option<(usize, usize)> {
     let captured = |stage: &usize| story.is_captured(way[*stage].spot.place);
     let ends = (0..=last).find(captured).zip((0..=last).rfind(captured));
     ends.filter(|(start, end)| start < end)
+}
+
+/// The node that had a packet when it was last seen: it came in and did not go on.
+fn holder(story: &Story<'_>, packet: &LogicalPacket, stage: usize) -> Option<usize> {
+    let spot = story.way(packet.of, packet.side)[stage].spot;
+    let node_of = |backend: usize| story.backends().get(backend).map(|b| b.node);
+    let inward = spot.direction == labctl_wire::Direction::In;
+    match spot.place {
+        Place::Uplink(node) if inward => Some(node),
+        Place::Veth(backend) if inward => node_of(backend),
+        // What a pod sends its node has, unless the node's side of the link says otherwise.
+        Place::Pod(backend) if !inward && !story.is_captured(Place::Veth(backend)) => node_of(backend),
+        _ => None,
+    }
 }

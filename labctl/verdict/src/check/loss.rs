@@ -10,7 +10,7 @@ use labctl_wire::Frame;
 use labctl_wire::facts::DroppedPacket;
 
 use crate::scene::place::Place;
-use crate::story::{LogicalPacket, Story};
+use crate::story::Story;
 
 /// The kernel's reasons for packets that tc programs drop (include/net/dropreason-core.h).
 const BY_PROGRAMS: [&str; 2] = ["TC_INGRESS", "TC_EGRESS"];
@@ -99,20 +99,6 @@ fn is_of(frame: &Frame, dropped: &DroppedPacket) -> bool {
     let same = (ip.protocol, ip.id, ip.fragment_offset, seq)
         == (dropped.protocol, dropped.id, dropped.fragment_offset, dropped.seq);
     same && (ip.src == *dropped.src.ip() || ip.dst == *dropped.dst.ip())
-}
-
-/// The node that had a packet when it was last seen: it came in and did not go on.
-pub(super) fn holder(story: &Story<'_>, packet: &LogicalPacket, stage: usize) -> Option<usize> {
-    let spot = story.way(packet.of, packet.side)[stage].spot;
-    let node_of = |backend: usize| story.backends().get(backend).map(|b| b.node);
-    let inward = spot.direction == labctl_wire::Direction::In;
-    match spot.place {
-        Place::Uplink(node) if inward => Some(node),
-        Place::Veth(backend) if inward => node_of(backend),
-        // What a pod sends its node has, unless the node's side of the link says otherwise.
-        Place::Pod(backend) if !inward && !story.is_captured(Place::Veth(backend)) => node_of(backend),
-        _ => None,
-    }
 }
 
 /// What a node dropped of requests that should be answered, by its own count.

@@ -4,6 +4,7 @@
 //!
 //! A backend on the ingress node answers from there in every mode.
 
+use super::return_count::{Counts, nodes_passed};
 use crate::proof::Findings;
 use crate::scene::case::{Case, Side};
 use crate::scene::place::Place;
@@ -47,38 +48,6 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     findings.number("through_ingress", counts.through_ingress);
     findings.state(counts.replies, "reply", counts.sentence(&nodes_passed(story)));
     findings
-}
-
-/// The nodes that replies pass where the source is rewritten.
-fn nodes_passed(story: &Story<'_>) -> String {
-    let cases = story.answered().filter(|(_, c)| c.source_rewritten());
-    let asked: std::collections::BTreeSet<_> = cases.map(|(_, c)| c.ingress).collect();
-    match (asked.first(), asked.len()) {
-        (Some(only), 1) => story.plan.nodes[*only].name.clone(),
-        _ => "the node that was asked".to_owned(),
-    }
-}
-
-#[derive(Default)]
-struct Counts {
-    replies: u64,
-    direct: u64,
-    through_ingress: u64,
-}
-
-impl Counts {
-    fn sentence(&self, ingress: &str) -> String {
-        let Self { replies, direct, through_ingress } = self;
-        match (direct, through_ingress) {
-            (_, 0) => format!(
-                "{direct} of {replies} replies left the backend's node straight for the client, 0 passed any other node"
-            ),
-            (0, _) => format!("{through_ingress} of {replies} replies passed {ingress} on their way back"),
-            _ => format!(
-                "{direct} replies went straight to the client, {through_ingress} through {ingress}, as their protocol's mode says"
-            ),
-        }
-    }
 }
 
 /// A reply where none should pass.
