@@ -24,6 +24,7 @@ mod judge;
 #[expect(dead_code, reason = "unit tests use their own part of the lab on paper")]
 #[path = "../tests/lab/mod.rs"]
 mod lab;
+mod parallel;
 mod proof;
 mod result;
 mod scene;

@@ -219,6 +219,12 @@ impl CaptureFile {
         Frame::headers(self.data(packet), self.packets[packet].original_len)
     }
 
+    /// Whether a packet is an untagged frame with an IPv4 header of 20 bytes, as most are: then nothing else needs to be read
+    /// to know that it has neither VLAN nor options.
+    pub fn is_plain(&self, packet: usize) -> bool {
+        matches!(self.data(packet).get(12..15), Some([0x08, 0x00, 0x45]))
+    }
+
     /// One capture of many: points in the order of the files, packets by time. Packets with equal times keep
     /// the order of the files.
     pub fn merge(files: impl IntoIterator<Item = Self>) -> Self {

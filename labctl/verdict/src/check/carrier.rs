@@ -15,6 +15,10 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     let mut findings = Findings::resting(Footing::Seen);
     let mut counts = Counts::default();
     for seen in story.seen().filter(|s| !s.is_error && !s.case.refusal) {
+        if story.evidence.capture.is_plain(seen.index) {
+            counts.plain += 1;
+            continue;
+        }
         let frame = story.headers(seen.index);
         let Some(ip) = frame.ipv4() else { continue };
         if ip.options.dsr_count == 0 {

@@ -17,8 +17,9 @@ pub(super) fn check(story: &Story<'_>) -> Findings {
     let (mut frames, mut offloaded, mut largest) = (0, 0, 0);
     for seen in story.seen() {
         frames += 1;
-        let frame = story.headers(seen.index);
-        let length = (frame.original_len as usize).saturating_sub(frame.header_len);
+        let capture = &story.evidence.capture;
+        let header = if capture.is_plain(seen.index) { 14 } else { story.headers(seen.index).header_len };
+        let length = (story.captured(seen.index).original_len as usize).saturating_sub(header);
         let limit = usize::from(limit(story, seen.place));
         if length <= limit {
             largest = largest.max(length);

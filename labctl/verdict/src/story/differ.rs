@@ -14,6 +14,7 @@ use labctl_wire::packet::{Ipv4, Mac, Tcp, TcpFlags, Transport};
 
 use super::follow::LogicalPacket;
 use super::{Role, Story};
+use crate::parallel::in_pieces;
 use crate::scene::case::{Case, Rewrite, Side, Sockets, Waypoint};
 use crate::scene::place::Place;
 
@@ -59,13 +60,17 @@ impl Difference {
 
 /// Compares every sighting with the one before and with the demands of its place.
 pub(super) fn compare(story: &mut Story<'_>) {
-    let mut found = Vec::new();
-    for packet in &story.packets {
-        let case = &story.cases[packet.of];
-        let way = story.way(packet.of, packet.side);
-        let mut walk = Walk { story, case, packet, found: &mut found };
-        walk.along(way);
-    }
+    let all = &*story;
+    let mut found = in_pieces(all.roles.len(), all.packets.len(), |range| {
+        let mut found = Vec::new();
+        for packet in &all.packets[range] {
+            let case = &all.cases[packet.of];
+            let way = all.way(packet.of, packet.side);
+            let mut walk = Walk { story: all, case, packet, found: &mut found };
+            walk.along(way);
+        }
+        found
+    });
     let errors = errors_altered(story);
     found.extend(errors);
     story.differences = found;

@@ -14,6 +14,7 @@ use labctl_wire::packet::{Tcp, TcpFlags, Transport};
 use rustc_hash::FxHashMap;
 
 use super::{Role, Story};
+use crate::parallel::in_pieces;
 use crate::scene::case::{Side, Waypoint};
 use crate::scene::place::Spot;
 
@@ -69,6 +70,8 @@ pub(crate) struct Sighting {
     pub(crate) stage: Option<usize>,
     /// Only some of its bytes, or more than them.
     pub(crate) is_part: bool,
+    /// It resets the connection.
+    pub(crate) resets: bool,
 }
 
 /// A packet as its sender meant it, and where it was seen.
@@ -167,25 +170,33 @@ impl Piece {
 
 /// Follows every packet of every case.
 pub(super) fn follow(story: &mut Story<'_>) {
-    let mut packets = Vec::with_capacity(story.roles.len() / 4);
     let (starts, order) = by_case(story);
     let cuts = may_cut(story);
-    for of in 0..story.cases.len() {
-        let frames = starts[of + 1] - starts[of];
-        let mut case = Following { packets: Vec::new(), index: None, base: [None; 2], sent: [0; 2], cuts };
-        if frames > MANY {
-            case.index = Some(FxHashMap::default());
+    let all = &*story;
+    let packets = in_pieces(all.roles.len(), all.cases.len(), |range| {
+        let mut packets = Vec::new();
+        for of in range {
+            packets.append(&mut case(all, of, &order[starts[of]..starts[of + 1]], cuts));
         }
-        for &index in &order[starts[of]..starts[of + 1]] {
-            let Role::Exchange(_, side) = story.roles[index] else { continue };
-            let Some(piece) = Piece::read(story, of, index, side) else { continue };
-            case.follow(of, stage(story, of, &piece), &piece);
-        }
-        case.finish();
-        packets.append(&mut case.packets);
-    }
+        packets
+    });
     story.packets = packets;
     learn_translations(story);
+}
+
+/// Every packet of one case, from its frames in the order of time.
+fn case(story: &Story<'_>, of: usize, frames: &[usize], cuts: bool) -> Vec<LogicalPacket> {
+    let mut case = Following { packets: Vec::new(), index: None, base: [None; 2], sent: [0; 2], cuts };
+    if frames.len() > MANY {
+        case.index = Some(FxHashMap::default());
+    }
+    for &index in frames {
+        let Role::Exchange(_, side) = story.roles[index] else { continue };
+        let Some(piece) = Piece::read(story, of, index, side) else { continue };
+        case.follow(of, stage(story, of, &piece), &piece);
+    }
+    case.finish();
+    case.packets
 }
 
 /// Frames by case, each case's in the order of time: where each begins, and the frames.
@@ -255,7 +266,8 @@ struct Following {
 
 impl Following {
     fn follow(&mut self, of: usize, stage: Option<usize>, piece: &Piece) {
-        let sighting = |is_part| Sighting { packet: piece.packet, stage, is_part };
+        let resets = piece.key.kind == Kind::Rst;
+        let sighting = |is_part| Sighting { packet: piece.packet, stage, is_part, resets };
         if let Some(index) = self.find(piece, stage) {
             return self.packets[index].sightings.push(sighting(false));
         }
@@ -326,6 +338,7 @@ impl Following {
     /// `false` if there is none. One that began at this very stage is none: its sender repeats itself.
     fn share_out(&mut self, piece: &Piece, stage: usize, bytes: &Range<i64>) -> bool {
         let mut left = vec![bytes.clone()];
+        let resets = piece.key.kind == Kind::Rst;
         let mut counted = false;
         for packet in &mut self.packets {
             let other = packet.side != piece.side || packet.bytes.is_empty();
@@ -335,7 +348,12 @@ impl Following {
             let same = (packet.key.at, packet.key.len) == (piece.key.at, piece.key.len);
             if !counted && same && packet.lacks(Some(stage)) {
                 // Neither cut nor merged: the same packet, altered.
-                packet.sightings.push(Sighting { packet: piece.packet, stage: Some(stage), is_part: false });
+                packet.sightings.push(Sighting {
+                    packet: piece.packet,
+                    stage: Some(stage),
+                    is_part: false,
+                    resets,
+                });
                 return true;
             }
             let (own, rest) = split(&left, &packet.bytes);
@@ -348,7 +366,12 @@ impl Following {
                 packet.parts.len() - 1
             });
             own.iter().for_each(|part| insert(&mut packet.parts[known].1, part.clone()));
-            packet.sightings.push(Sighting { packet: piece.packet, stage: Some(stage), is_part: true });
+            packet.sightings.push(Sighting {
+                packet: piece.packet,
+                stage: Some(stage),
+                is_part: true,
+                resets,
+            });
             left = rest;
             counted = true;
         }

@@ -14,7 +14,6 @@ use std::net::SocketAddrV4;
 
 use datapath_types::option::WireOrder;
 use labctl_model::{Plan, ProviderKind, WireFormat};
-use labctl_wire::packet::TcpFlags;
 use labctl_wire::{Captured, Direction, Frame, PointInfo, text};
 
 use crate::evidence::Evidence;
@@ -235,8 +234,7 @@ impl<'a> Story<'a> {
 
     /// Where a packet was seen to reset its connection.
     pub(crate) fn reset(&self, packet: &LogicalPacket) -> Option<usize> {
-        let resets = |index: &usize| self.headers(*index).tcp().is_some_and(|t| t.flags.has(TcpFlags::RST));
-        packet.sightings.iter().map(|s| s.packet).find(resets)
+        packet.sightings.iter().find(|s| s.resets).map(|s| s.packet)
     }
 
     /// Where the client's link saw a packet: sent by the client, or received by it.
