@@ -155,7 +155,7 @@ fn everywhere(story: &Story<'_>) -> BTreeSet<Place> {
     for of in 0..story.cases.len() {
         for side in [Side::Request, Side::Reply] {
             let on_way = story.way(of, side).iter().map(|w| w.spot.place);
-            places.extend(on_way.filter(|p| !matches!(p, Place::Veth(_))));
+            places.extend(on_way.filter(|place| must_be_proven(story, *place)));
         }
     }
     places.extend(story.cases.iter().map(|c| Place::Uplink(c.ingress)));
@@ -163,6 +163,15 @@ fn everywhere(story: &Story<'_>) -> BTreeSet<Place> {
     let captured = story.places.iter().flatten().copied();
     places.extend(captured.filter(|p| strict || !matches!(p, Place::Side(_) | Place::Stray)));
     places
+}
+
+/// Whether a place on a way must be proven. A node's side of a pod's link is known by the canaries that left by it: where the
+/// node has a captured interface that nobody knows, it may be that link, and its capture has seen nothing.
+fn must_be_proven(story: &Story<'_>, place: Place) -> bool {
+    let Place::Veth(backend) = place else { return true };
+    let node = story.backends().get(backend).map(|b| b.node);
+    let unknown = || story.places.iter().flatten().any(|p| matches!(p, Place::Side(of) if Some(*of) == node));
+    story.habits.owns_pod_links && unknown()
 }
 
 /// Why the absence of a packet at a place proves nothing; `None` if it does.
