@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 use labctl_model::Mode;
-use labctl_verdict::foreign::{Given, Inferred, infer};
+use labctl_verdict::foreign::{Given, InferError, Inferred, infer};
 use labctl_verdict::{Report, judge_and_explain};
 use labctl_wire::file::{self, Opened};
 use labctl_wire::{CaptureFile, HostKind};
@@ -122,8 +122,11 @@ impl Args {
             complete: self.complete.iter().cloned().collect(),
             shortfalls,
         };
-        let Inferred { evidence, notes } =
-            infer(capture, &given).map_err(|error| Failure::failed(Exit::Inconclusive, &error))?;
+        let Inferred { evidence, notes } = infer(capture, &given).map_err(|error| {
+            // What was typed is not in the files; anything else is the files' own lack.
+            let typed = matches!(error, InferError::NotThere { .. });
+            Failure::failed(if typed { Exit::Usage } else { Exit::Inconclusive }, &error)
+        })?;
         let explained = judge_and_explain(&evidence);
         let took = began.elapsed().as_millis() as u64;
         let report = Report::of_files(&evidence, &self.files.join(", "), took, notes, explained.judgement);
