@@ -36,7 +36,7 @@ pub fn judge_and_explain(evidence: &Evidence) -> Explained {
 }
 
 fn judge_story(story: &Story<'_>) -> Judgement {
-    let by_sight = story.evidence.origin.files().is_some();
+    let by_sight = story.is_foreign();
     let result = |(name, check): &(&'static str, check::Check)| {
         let mut result = expected(conclude(name, check(story).weigh(story), by_sight), story.evidence);
         show(story, &mut result);
@@ -92,11 +92,7 @@ fn conclude(name: &'static str, found: Weighed, by_sight: bool) -> CheckResult {
 
 /// ` (and 3 more offences)`, or nothing.
 fn more(count: usize, noun: &str) -> String {
-    if count == 0 {
-        String::new()
-    } else {
-        format!(" (and {})", plural(count as u64, &format!("more {noun}")))
-    }
+    if count == 0 { String::new() } else { format!(" (and {})", plural(count, &format!("more {noun}"))) }
 }
 
 /// Holds a result against what the lab file expects: an expected failure that comes is a pass, and what does not come,

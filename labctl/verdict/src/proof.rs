@@ -119,7 +119,7 @@ impl Findings {
     /// Asks the captures.
     pub(crate) fn weigh(mut self, story: &Story<'_>) -> Weighed {
         let footing = match &self.footing {
-            Footing::Seen if story.evidence.origin.files().is_some() => BTreeSet::new(),
+            Footing::Seen if story.is_foreign() => BTreeSet::new(),
             Footing::Everywhere | Footing::Seen => everywhere(story),
             Footing::At(places) => places.clone(),
         };

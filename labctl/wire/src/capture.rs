@@ -194,6 +194,13 @@ impl CaptureFile {
         &mut self.packets
     }
 
+    /// Keeps the packets of which `keep` says so; it is asked by index, in their order.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Self, usize) -> bool) {
+        let kept: Vec<bool> = (0..self.packets.len()).map(|packet| keep(self, packet)).collect();
+        let mut kept = kept.into_iter();
+        self.packets.retain(|_| kept.next() == Some(true));
+    }
+
     /// The captured bytes of a packet, from the Ethernet header on.
     pub fn data(&self, packet: usize) -> &[u8] {
         let Captured { start, len, .. } = self.packets[packet];

@@ -7,7 +7,7 @@
 use std::io::{self, Read};
 
 use crate::capture::{CaptureError, CaptureFile};
-use crate::pcap::{self, PcapError, PcapReader};
+use crate::pcap::{self, PcapError, PcapReader, fill};
 use crate::pcapng::{Block, ReadError, Reader};
 
 /// What was read, and what could not be.
@@ -132,18 +132,4 @@ impl<R: Read> Read for Counted<R> {
         self.left -= read as u64;
         Ok(read)
     }
-}
-
-/// Fills `bytes` as far as the input goes; how far that is.
-fn fill(input: &mut impl Read, bytes: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match input.read(&mut bytes[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }

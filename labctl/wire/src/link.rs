@@ -34,6 +34,18 @@ pub enum Addresses {
     None,
 }
 
+impl Addresses {
+    /// Whether frames tell who sent them on this link.
+    pub const fn tell_sender(self) -> bool {
+        matches!(self, Self::Both | Self::Sender)
+    }
+
+    /// Whether frames tell whom they are for on this link.
+    pub const fn tell_receiver(self) -> bool {
+        matches!(self, Self::Both)
+    }
+}
+
 /// How packets of a link type are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Link(u16);

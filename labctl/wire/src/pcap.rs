@@ -130,20 +130,27 @@ impl<R: Read> PcapReader<R> {
         Ok(Some(Block::Packet(Packet { interface: 0, ts_ns, original_len, data, direction, comment: None })))
     }
 
-    /// Fills `bytes` as far as the input goes; how far that is.
+    /// As [`fill`], and counts.
     fn fill(&mut self, bytes: &mut [u8]) -> Result<usize, PcapError> {
-        let mut filled = 0;
-        while filled < bytes.len() {
-            match self.input.read(&mut bytes[filled..]) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(PcapError::Io { offset: self.offset, source }),
-            }
-        }
+        let filled = fill(&mut self.input, bytes);
+        let filled = filled.map_err(|source| PcapError::Io { offset: self.offset, source })?;
         self.offset += filled as u64;
         Ok(filled)
     }
+}
+
+/// Fills `bytes` as far as the input goes; how far that is.
+pub(crate) fn fill(input: &mut impl Read, bytes: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match input.read(&mut bytes[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 impl<R: Read> Iterator for PcapReader<R> {

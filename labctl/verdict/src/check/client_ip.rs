@@ -66,7 +66,7 @@ fn conclude(findings: &mut Findings, story: &Story<'_>, peers: &[Option<Ipv4Addr
     let client = story.plan.client.address;
     let ingress = "the node that was asked";
     let at_pods = story.backends().iter().all(|b| story.is_captured(Place::Pod(b.index)));
-    let who = if at_pods || !is_foreign(story) { "backends saw" } else { "backends' nodes got" };
+    let who = if at_pods || !story.is_foreign() { "backends saw" } else { "backends' nodes got" };
     let text = match (kept, rewritten) {
         (_, 0) => format!("{who} {client} in {kept} of {kept} requests"),
         (0, _) => format!("{who} the address of {ingress} in {rewritten} of {rewritten} requests"),
@@ -80,7 +80,7 @@ fn conclude(findings: &mut Findings, story: &Story<'_>, peers: &[Option<Ipv4Addr
 fn is_arrival(story: &Story<'_>, seen: &Seen<'_, '_>) -> bool {
     let Some(backend) = seen.case.backend else { return false };
     let in_sight =
-        !backend.pod.host_network && (!is_foreign(story) || story.is_captured(Place::Pod(backend.index)));
+        !backend.pod.host_network && (!story.is_foreign() || story.is_captured(Place::Pod(backend.index)));
     let home = if !in_sight && seen.case.is_remote() {
         Place::Uplink(backend.node)
     } else {
@@ -88,8 +88,4 @@ fn is_arrival(story: &Story<'_>, seen: &Seen<'_, '_>) -> bool {
     };
     let request = seen.side == Side::Request && !seen.is_error && !seen.case.refusal;
     request && seen.direction == Direction::In && seen.place == home
-}
-
-fn is_foreign(story: &Story<'_>) -> bool {
-    story.evidence.origin.files().is_some()
 }

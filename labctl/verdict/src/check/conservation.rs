@@ -93,7 +93,7 @@ impl Ledger {
 /// Where a way begins and ends: in captures that somebody else took, as far as these go.
 fn ends(story: &Story<'_>, way: &[Waypoint]) -> Option<(usize, usize)> {
     let last = way.len().checked_sub(1)?;
-    if story.evidence.origin.files().is_none() {
+    if !story.is_foreign() {
         return Some((0, last));
     }
     let captured = |stage: &usize| story.is_captured(way[*stage].spot.place);

@@ -14,11 +14,9 @@ use crate::story::{Kind, Story};
 use crate::words::plural;
 
 pub(super) fn check(story: &Story<'_>) -> Findings {
-    let footing = match story.evidence.origin.files() {
-        // Three packets that were seen are three packets.
-        Some(_) => Footing::Seen,
-        None => Footing::At(BTreeSet::from([Place::Client])),
-    };
+    // Three packets that were seen are three packets, whoever captured them.
+    let footing =
+        if story.is_foreign() { Footing::Seen } else { Footing::At(BTreeSet::from([Place::Client])) };
     let mut findings = Findings::resting(footing);
     let opened = openings(story);
     let (mut connections, mut datagrams) = (0, 0);

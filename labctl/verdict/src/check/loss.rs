@@ -71,23 +71,23 @@ impl<'a> Excuses<'a> {
             Some(here.remove(index))
         });
         let counted = self.counts.entry(node).or_default();
-        match dropped {
-            Some(dropped) if !BY_PROGRAMS.contains(&dropped.reason.as_str()) => {
+        match (dropped, &self.gap) {
+            (Some(dropped), _) if !BY_PROGRAMS.contains(&dropped.reason.as_str()) => {
                 Excuse::None(format!("{name} dropped it: {}", dropped.reason))
             }
-            Some(_) if *counted > 0 => {
+            (Some(_), _) if *counted > 0 => {
                 *counted -= 1;
                 Excuse::Counted(name)
             }
-            Some(dropped) => Excuse::None(format!(
+            (Some(dropped), _) => Excuse::None(format!(
                 "a program on {name} dropped it and did not count it: {}",
                 dropped.reason
             )),
-            None if self.gap.is_some() && *counted > 0 => {
+            (None, Some(gap)) if *counted > 0 => {
                 *counted -= 1;
-                Excuse::ByCountOnly(name, self.gap.clone().unwrap_or_default())
+                Excuse::ByCountOnly(name, gap.clone())
             }
-            None => Excuse::None(format!("{name} had it last, and counted no drop of it")),
+            (None, _) => Excuse::None(format!("{name} had it last, and counted no drop of it")),
         }
     }
 }

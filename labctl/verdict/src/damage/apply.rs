@@ -532,12 +532,9 @@ fn spoil_capture(target: &Target<'_>, evidence: &mut Evidence, random: &mut Rand
 }
 
 fn without_canaries(evidence: &mut Evidence, point: usize) {
-    let capture = &evidence.capture;
-    let is_canary = |i: usize| canary::is_noise(capture.data(i), &capture.headers(i));
-    let keep: Vec<_> =
-        capture.packets().iter().enumerate().map(|(i, p)| p.point != point || !is_canary(i)).collect();
-    let mut kept = keep.iter();
-    evidence.capture.packets_mut().retain(|_| kept.next().is_some_and(|k| *k));
+    evidence.capture.retain(|capture, i| {
+        capture.packets()[i].point != point || !canary::is_noise(capture.data(i), &capture.headers(i))
+    });
     let left = evidence.capture.packets().iter().filter(|p| p.point == point).count();
     evidence.capture.points[point].received = Some(left as u64);
 }

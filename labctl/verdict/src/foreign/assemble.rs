@@ -15,10 +15,11 @@ use labctl_wire::packet::{TcpFlags, Transport};
 use labctl_wire::{CaptureFile, Exchange, HostKind, Outcome, Timings};
 use rustc_hash::FxHashMap;
 
-use super::flows::{Flow, Flows, Pair, number};
+use super::Given;
+use super::flows::{Flow, Flows, Pair, pairs};
 use super::places::{At, Places, saw};
-use super::{Given, plural};
 use crate::evidence::{Canaries, Evidence, Origin, Vouched};
+use crate::words::plural;
 
 /// What an Ethernet carries where nobody says otherwise; only shown, never judged.
 const USUAL_MTU: u16 = 1500;
@@ -75,21 +76,14 @@ pub(super) fn evidence(
 
 /// Takes away the packets of other conversations, which say nothing of the service and may use a client's port again.
 fn leave_out(capture: &mut CaptureFile, flows: &Flows) {
-    let ours: BTreeSet<(u8, SocketAddrV4, SocketAddrV4)> = flows
-        .all
-        .iter()
-        .flat_map(|flow| flow.sights.iter().map(|s| (number(flow.protocol), s.pair.0, s.pair.1)))
-        .collect();
-    let mut keep = (0..capture.packets().len()).map(|packet| {
+    let ours: BTreeSet<_> = flows.all.iter().flat_map(pairs).collect();
+    capture.retain(|capture, packet| {
         let frame = capture.headers(packet);
         let (Some(ip), Some((src, dst))) = (frame.ipv4(), frame.sockets()) else { return true };
         let [there, back] = [(ip.protocol, src, dst), (ip.protocol, dst, src)];
         let other = flows.others.contains(&there) || flows.others.contains(&back);
         !other || ours.contains(&there) || ours.contains(&back)
     });
-    let keep: Vec<bool> = keep.by_ref().collect();
-    let mut keep = keep.into_iter();
-    capture.packets_mut().retain(|_| keep.next().unwrap_or(true));
 }
 
 /// An exchange for each flow, with what its packets show of its end.
@@ -122,8 +116,6 @@ fn answered(capture: &CaptureFile, flows: &Flows) -> BTreeSet<usize> {
         for (client, server) in [Some(flow.outside), flow.inside].into_iter().flatten() {
             backwards.insert((flow.protocol, (server, client)), index);
         }
-        // Direct server return: the frontend answers, wherever the client's own socket is known.
-        backwards.insert((flow.protocol, (flow.outside.1, flow.outside.0)), index);
     }
     let mut answered = BTreeSet::new();
     for packet in 0..capture.packets().len() {

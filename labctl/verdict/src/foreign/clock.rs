@@ -10,17 +10,15 @@ use std::collections::BTreeMap;
 use crate::evidence::{Evidence, Origin};
 use crate::story::Story;
 
-/// Rounds beyond the number of hosts mean that clocks contradict each other.
-type Offsets = Vec<i128>;
-
 /// Shifts the captures of each host so that every packet arrives after it left.
 pub(super) fn align(evidence: &mut Evidence, notes: &mut Vec<String>) {
     let hosts = hosts(evidence);
     let slack = slack(evidence, &hosts);
     if slack.values().all(|slack| *slack >= 0) {
-        return if let Some(why) = without_clock(evidence) {
-            unordered(evidence, why, notes)
-        };
+        if let Some(why) = without_clock(evidence) {
+            unordered(evidence, why, notes);
+        }
+        return;
     }
     match offsets(&slack, hosts.iter().max().map_or(0, |last| last + 1)) {
         Some(offsets) => shift(evidence, &hosts, &offsets, notes),
@@ -62,9 +60,10 @@ fn slack(evidence: &Evidence, hosts: &[usize]) -> BTreeMap<(usize, usize), i128>
 }
 
 /// What to add to each host's clock; `None` if nothing helps.
-fn offsets(slack: &BTreeMap<(usize, usize), i128>, hosts: usize) -> Option<Offsets> {
+fn offsets(slack: &BTreeMap<(usize, usize), i128>, hosts: usize) -> Option<Vec<i128>> {
     // after + o(to) >= before + o(from), so o(from) <= o(to) + slack.
     let mut offsets = vec![0; hosts];
+    // What still changes after as many rounds as there are hosts goes round in a circle: the clocks contradict each other.
     for _ in 0..=hosts {
         let mut changed = false;
         for ((from, to), slack) in slack {
@@ -81,7 +80,7 @@ fn offsets(slack: &BTreeMap<(usize, usize), i128>, hosts: usize) -> Option<Offse
     None
 }
 
-fn shift(evidence: &mut Evidence, hosts: &[usize], offsets: &Offsets, notes: &mut Vec<String>) {
+fn shift(evidence: &mut Evidence, hosts: &[usize], offsets: &[i128], notes: &mut Vec<String>) {
     // All clocks go forward, so that no time becomes negative.
     let least = offsets.iter().min().copied().unwrap_or(0);
     let forward: Vec<u64> =

@@ -46,20 +46,17 @@ fn has_clock(packets: &FxHashSet<(u64, &[u8])>) -> bool {
 /// Takes copies out of each capture; how many each point had.
 pub(super) fn take_out(capture: &mut CaptureFile) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
-    let mut keep = Vec::with_capacity(capture.packets().len());
     // When each packet was seen last at its point.
     let mut seen: FxHashMap<(usize, &[u8]), u64> = FxHashMap::default();
+    let mut copies = FxHashSet::default();
     for (index, packet) in capture.packets().iter().enumerate() {
         // Without a clock nothing tells when a sender repeats itself.
-        let key = (packet.point, capture.data(index));
-        let before = seen.insert(key, packet.ts_ns);
-        let is_copy = before.is_some_and(|at| packet.ts_ns.abs_diff(at) < AT_ONCE_NS);
-        if is_copy {
+        let before = seen.insert((packet.point, capture.data(index)), packet.ts_ns);
+        if before.is_some_and(|at| packet.ts_ns.abs_diff(at) < AT_ONCE_NS) {
             *counts.entry(packet.point).or_default() += 1;
+            copies.insert(index);
         }
-        keep.push(!is_copy);
     }
-    let mut keep = keep.into_iter();
-    capture.packets_mut().retain(|_| keep.next().unwrap_or(true));
+    capture.retain(|_, index| !copies.contains(&index));
     counts
 }

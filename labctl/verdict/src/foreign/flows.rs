@@ -8,11 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use labctl_model::Protocol;
-use labctl_wire::packet::{Frame, Options, Transport};
+use labctl_wire::packet::Options;
 use labctl_wire::{CaptureFile, canary};
-use rustc_hash::{FxHashMap, FxHasher};
+use rustc_hash::FxHashMap;
 
-use super::{Given, InferError, plural};
+use super::{Given, InferError};
+use crate::story::{Opening, protocol_number};
+use crate::words::plural;
 
 /// Two sockets as a packet has them: source, destination.
 pub(super) type Pair = (SocketAddrV4, SocketAddrV4);
@@ -55,22 +57,6 @@ pub(super) struct Flows {
     pub(super) others: BTreeSet<(u8, SocketAddrV4, SocketAddrV4)>,
 }
 
-/// What an opening packet is known by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Opening {
-    Syn { seq: u32 },
-    Datagram { id: u16, len: u16, payload: u64 },
-}
-
-impl Opening {
-    const fn protocol(self) -> Protocol {
-        match self {
-            Self::Syn { .. } => Protocol::Tcp,
-            Self::Datagram { .. } => Protocol::Udp,
-        }
-    }
-}
-
 /// Finds the flows that the verdict is about.
 pub(super) fn find(
     capture: &CaptureFile,
@@ -97,16 +83,10 @@ pub(super) fn find(
     Ok(Flows { all, client, frontend, others })
 }
 
-fn pairs(flow: &Flow) -> impl Iterator<Item = (u8, SocketAddrV4, SocketAddrV4)> + '_ {
-    let number = number(flow.protocol);
+/// Protocol number and sockets of every form that a flow's request has.
+pub(super) fn pairs(flow: &Flow) -> impl Iterator<Item = (u8, SocketAddrV4, SocketAddrV4)> + '_ {
+    let number = protocol_number(flow.protocol);
     flow.sights.iter().map(move |sight| (number, sight.pair.0, sight.pair.1))
-}
-
-pub(super) const fn number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => datapath_types::PROTO_TCP,
-        Protocol::Udp => datapath_types::PROTO_UDP,
-    }
 }
 
 /// Every packet that may open a flow, by what it is known by.
@@ -118,18 +98,16 @@ fn openings(capture: &CaptureFile) -> BTreeMap<Opening, Vec<Sight>> {
         let frame = capture.headers(packet);
         let (Some(ip), Some(pair)) = (frame.ipv4(), frame.sockets()) else { continue };
         let data = capture.data(packet);
-        let key = match &ip.transport {
-            Transport::Tcp(tcp) if tcp.flags.is_syn() => Opening::Syn { seq: tcp.seq },
-            Transport::Udp(_) if canary::is_noise(data, &frame) => continue,
-            Transport::Udp(udp) => {
-                let ends = (captured.point, pair.0.min(pair.1), pair.0.max(pair.1));
-                if *talks.entry(ends).or_insert(pair.0) != pair.0 {
-                    continue;
-                }
-                Opening::Datagram { id: ip.id, len: udp.length, payload: hash(data, &frame) }
+        if canary::is_noise(data, &frame) {
+            continue;
+        }
+        let Some(key) = Opening::of(&frame, ip, data) else { continue };
+        if let Opening::Datagram { .. } = key {
+            let ends = (captured.point, pair.0.min(pair.1), pair.0.max(pair.1));
+            if *talks.entry(ends).or_insert(pair.0) != pair.0 {
+                continue;
             }
-            _ => continue,
-        };
+        }
         let carried = carried(&ip.options);
         let sight = Sight { packet, point: captured.point, pair, ttl: ip.ttl, carried };
         found.entry(key).or_default().push(sight);
@@ -139,13 +117,6 @@ fn openings(capture: &CaptureFile) -> BTreeMap<Opening, Vec<Sight>> {
 
 fn carried(options: &Options) -> Vec<SocketAddrV4> {
     options.dsr.iter().flat_map(|dsr| [dsr.network, dsr.cilium]).collect()
-}
-
-fn hash(data: &[u8], frame: &Frame) -> u64 {
-    use std::hash::Hasher;
-    let mut hasher = FxHasher::default();
-    hasher.write(data.get(frame.payload()).unwrap_or(&[]));
-    hasher.finish()
 }
 
 /// What became of one opening packet; `None` for an answer that was taken for one, or for one that changed more than once.

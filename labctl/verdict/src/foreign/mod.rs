@@ -4,8 +4,8 @@
 //! reading files ([`labctl_wire`]), or any judgement. What it makes is [`Evidence`] of the same shape as a run's; its
 //! [`crate::Origin`] says that nothing in it is proven whole.
 //!
-//! tunnels and copies taken away → openings → flows (who asked whom, and what became of it) → places (where each capture was taken) → plan and
-//! exchanges → clocks. Nothing is guessed silently: each step leaves a note, and what the packets do not tell is an
+//! tunnels and copies taken away → openings → flows (who asked whom, and what became of it) → places (where each capture
+//! was taken) → plan and exchanges → clocks. Nothing is guessed silently: each step leaves a note, and what the packets do not tell is an
 //! error that names the flag which does.
 
 mod assemble;
@@ -23,7 +23,7 @@ use labctl_wire::packet::Network;
 use labctl_wire::{CaptureFile, HostKind};
 
 use crate::evidence::{Evidence, Origin};
-use crate::words;
+use crate::words::plural;
 
 /// What is known beforehand. Everything else is worked out from the packets.
 #[derive(Clone, Debug, Default)]
@@ -146,10 +146,7 @@ fn unfit(capture: &mut CaptureFile, given: &Given) -> BTreeMap<String, String> {
             let why = format!("the capture on {} has {} twice", info.point, plural(*count, "packet"));
             unfit.insert(name, why);
         } else if let Some(dropped @ 1..) = info.dropped {
-            unfit.insert(
-                name,
-                format!("the capture on {} lost {}", info.point, plural(dropped as usize, "packet")),
-            );
+            unfit.insert(name, format!("the capture on {} lost {}", info.point, plural(dropped, "packet")));
         }
     }
     unfit
@@ -166,8 +163,4 @@ fn check_names(capture: &CaptureFile, given: &Given) -> Result<(), InferError> {
             Err(InferError::NotThere { what: format!("host {name}"), known })
         }
     }
-}
-
-fn plural(count: usize, noun: &str) -> String {
-    words::plural(count as u64, noun)
 }

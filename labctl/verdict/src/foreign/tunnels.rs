@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use labctl_wire::CaptureFile;
 use labctl_wire::packet::{Frame, Transport};
 
-use super::plural;
+use crate::words::plural;
 
 /// A tunnel in a tunnel is still taken apart; more is no network but an attack on the reader.
 const DEEPEST: usize = 2;

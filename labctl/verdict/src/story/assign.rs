@@ -9,7 +9,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use datapath_types::{PROTO_TCP, PROTO_UDP};
-use labctl_wire::link::Addresses;
+use labctl_model::Protocol;
 use labctl_wire::packet::{Frame, Ipv4, Transport};
 use labctl_wire::{Direction, canary};
 use rustc_hash::FxHashMap;
@@ -67,14 +67,21 @@ fn is_later_fragment(frame: &Frame) -> bool {
 type Owners = Vec<(u64, usize)>;
 
 /// Enough of the packet that opens a flow to know it again after its addresses were rewritten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Opening {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Opening {
     Syn { seq: u32 },
     Datagram { id: u16, len: usize, payload: u64 },
 }
 
 impl Opening {
-    fn of(frame: &Frame, ip: &Ipv4, data: &[u8]) -> Option<Self> {
+    pub(crate) const fn protocol(self) -> Protocol {
+        match self {
+            Self::Syn { .. } => Protocol::Tcp,
+            Self::Datagram { .. } => Protocol::Udp,
+        }
+    }
+
+    pub(crate) fn of(frame: &Frame, ip: &Ipv4, data: &[u8]) -> Option<Self> {
         match &ip.transport {
             Transport::Tcp(tcp) if tcp.flags.is_syn() => Some(Self::Syn { seq: tcp.seq }),
             Transport::Udp(udp) => {
@@ -87,6 +94,14 @@ impl Opening {
             }
             _ => None,
         }
+    }
+}
+
+/// The protocol in an IPv4 header (IANA protocol numbers).
+pub(crate) const fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => PROTO_TCP,
+        Protocol::Udp => PROTO_UDP,
     }
 }
 
@@ -118,10 +133,7 @@ impl Assigner {
         let mut clients: FxHashMap<_, Owners> = FxHashMap::default();
         clients.reserve(cases.len());
         for (i, case) in cases.iter().enumerate() {
-            let protocol = match case.protocol {
-                labctl_model::Protocol::Tcp => PROTO_TCP,
-                labctl_model::Protocol::Udp => PROTO_UDP,
-            };
+            let protocol = protocol_number(case.protocol);
             let owners = clients.entry((protocol, case.exchange.local)).or_default();
             owners.push((case.exchange.started_ns, i));
         }
@@ -141,7 +153,7 @@ impl Assigner {
         if story.places[captured.point].is_none() {
             return Role::Elsewhere;
         }
-        let told = story.info(captured.point).addresses == Addresses::Both;
+        let told = story.info(captured.point).addresses.tell_receiver();
         let own = story.addresses.of_point(captured.point).filter(|_| told);
         let not_ours = own.is_some_and(|own| own != frame.dst) && !frame.dst.is_group();
         if captured.direction == Direction::In && not_ours {

@@ -9,7 +9,6 @@ use std::net::SocketAddrV4;
 use std::ops::Range;
 
 use labctl_wire::Frame;
-use labctl_wire::link::Addresses;
 use labctl_wire::packet::{Ipv4, Mac, Tcp, TcpFlags, Transport};
 
 use super::follow::LogicalPacket;
@@ -133,14 +132,11 @@ impl<'s> Walk<'_, 's, '_> {
         }
         let (from, to) = point.link;
         let told = self.story.info(self.story.captured(here.index).point).addresses;
-        for (field, place, found) in
-            [(Field::LinkSource, from, here.frame.src), (Field::LinkDestination, to, here.frame.dst)]
-        {
-            let is_told = match told {
-                Addresses::Both => true,
-                Addresses::Sender => field == Field::LinkSource,
-                Addresses::None => false,
-            };
+        let ends = [
+            (told.tell_sender(), Field::LinkSource, from, here.frame.src),
+            (told.tell_receiver(), Field::LinkDestination, to, here.frame.dst),
+        ];
+        for (is_told, field, place, found) in ends {
             if is_told
                 && let Some(expected) = self.story.addresses.of(place)
                 && expected != found

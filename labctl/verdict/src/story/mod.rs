@@ -22,6 +22,7 @@ use crate::scene::fitness::Fitness;
 use crate::scene::habit::{self, Habits};
 use crate::scene::place::{Addresses, Place, places};
 
+pub(crate) use assign::{Opening, protocol_number};
 pub(crate) use differ::{Difference, Field};
 pub(crate) use follow::{Kind, LogicalPacket};
 pub(crate) use stranger::Stranger;
@@ -199,6 +200,11 @@ impl<'a> Story<'a> {
             }
         }
         None
+    }
+
+    /// Whether somebody else took the captures.
+    pub(crate) const fn is_foreign(&self) -> bool {
+        self.evidence.origin.files().is_some()
     }
 
     /// Says why the order of packets is not known, if it is not.
