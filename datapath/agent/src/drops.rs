@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aya::maps::{HashMap, MapError, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError};
-use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader};
+use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness};
 use datapath_types::{KernelDrop, KernelLayout};
 
 use crate::kernel_types::KernelTypes;
@@ -67,7 +67,7 @@ impl DropWatch {
     /// [`DropWatchError`]: an old kernel, or too few rights.
     pub fn open(namespaces: &[u32]) -> Result<Self, DropWatchError> {
         let types = KernelTypes::read()?;
-        let btf = Btf::from_sys_fs()?;
+        let btf = Btf::parse(types.bytes(), Endianness::default())?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("LAYOUT", &layout(&types)?, true)

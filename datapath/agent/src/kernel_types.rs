@@ -48,6 +48,11 @@ impl KernelTypes {
             .ok_or_else(|| io::Error::other("it is no BTF of this machine"))
     }
 
+    /// The bytes that they were read from, for others that parse them.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.data
+    }
+
     fn parse(data: Vec<u8>) -> Option<Self> {
         if u16_at(&data, 0)? != MAGIC {
             return None;

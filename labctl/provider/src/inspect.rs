@@ -187,9 +187,12 @@ pub fn observe() -> Result<HostFacts, InspectError> {
     });
     // Of this thread, not of the process: threads of a test or of a provider are in others' namespaces.
     let netns = std::fs::metadata("/proc/thread-self/ns/net").map_or(0, |meta| meta.ino() as u32);
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let neighbours = neighbours.collect();
-    Ok(HostFacts { interfaces, neighbours, netns, boot: boot.trim().to_owned() })
+    Ok(HostFacts { interfaces, neighbours: neighbours.collect(), netns, boot: boot_id() })
+}
+
+/// Names this run of this kernel, for all of its namespaces; empty where the kernel does not say.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 fn pod_namespaces() -> Result<Vec<PathBuf>, InspectError> {

@@ -28,7 +28,7 @@ pub use cluster::{ClusterOptions, ClusterPreflightError, ClusterProvider, Cluste
 pub use docker::{BinaryError, Engine, EngineError};
 pub use host::{Host, HostInterface, HostKind, MacAddress, Peer, Place};
 pub use inspect::{
-    InspectError, InspectedInterface, InspectedPod, Inspection, Offloads, inspect, join_pod, observe,
+    InspectError, InspectedInterface, InspectedPod, Inspection, Offloads, boot_id, inspect, join_pod, observe,
 };
 pub use kind::{KindCliError, KindPreflightError, KindProvider, KindUpError, ObserveError};
 pub use lab::{Lab, LabEntry, LabState};

@@ -5,12 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use labctl_model::Mode;
 use labctl_verdict::foreign::{Given, InferError, Inferred, infer};
 use labctl_verdict::{Report, judge_and_explain};
@@ -45,8 +45,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDRESS")]
     client: Option<Ipv4Addr>,
     /// The mode to hold the packets against; else the one that they look like.
-    #[arg(long, value_enum, value_name = "MODE")]
-    mode: Option<ModeName>,
+    #[arg(long, value_name = "MODE", value_parser = mode())]
+    mode: Option<Mode>,
     /// Largest packet of the links in bytes; else as the client's SYN says.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(68..))]
     mtu: Option<u16>,
@@ -63,30 +63,6 @@ pub(crate) struct Args {
     form: Form,
 }
 
-/// Modes by name.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ModeName {
-    /// Direct server return.
-    Dsr,
-    /// Source NAT at the node that was asked.
-    Snat,
-    /// TCP as dsr, UDP as snat.
-    Hybrid,
-    /// externalTrafficPolicy Local.
-    Local,
-}
-
-impl From<ModeName> for Mode {
-    fn from(name: ModeName) -> Self {
-        match name {
-            ModeName::Dsr => Self::Dsr,
-            ModeName::Snat => Self::Snat,
-            ModeName::Hybrid => Self::Hybrid,
-            ModeName::Local => Self::Local,
-        }
-    }
-}
-
 /// Kinds of host by name.
 #[derive(Clone, Copy, Debug)]
 struct Role(HostKind);
@@ -99,6 +75,20 @@ impl std::str::FromStr for Role {
         let kind = kinds.into_iter().find(|kind| kind.to_string() == text);
         kind.map(Self).ok_or_else(|| format!("\"{text}\" is no role: client, node or pod"))
     }
+}
+
+/// Modes by name, each with a word on it.
+const MODES: [(Mode, &str); 4] = [
+    (Mode::Dsr, "Direct server return"),
+    (Mode::Snat, "Source NAT at the node that was asked"),
+    (Mode::Hybrid, "TCP as dsr, UDP as snat"),
+    (Mode::Local, "externalTrafficPolicy Local"),
+];
+
+fn mode() -> impl TypedValueParser<Value = Mode> {
+    let names = MODES.map(|(mode, help)| PossibleValue::new(mode.to_string()).help(help));
+    let named = |name: String| MODES.into_iter().map(|(mode, _)| mode).find(|mode| mode.to_string() == name);
+    PossibleValuesParser::new(names).try_map(move |name| named(name).ok_or("no mode"))
 }
 
 /// `HOST=VALUE`.
@@ -115,7 +105,7 @@ impl Args {
         let given = Given {
             client: self.client,
             frontend: self.frontend,
-            mode: self.mode.map(Mode::from),
+            mode: self.mode,
             mtu: self.mtu,
             nodes: self.node.iter().cloned().collect(),
             roles: self.role.iter().map(|(host, role)| (host.clone(), role.0)).collect(),
@@ -211,8 +201,7 @@ fn open(path: &Path) -> Result<Opened, Failure> {
         return Err(failure.hint("name the captures in it; labctl verify --from judges the folder of a run"));
     }
     let input = File::open(path).map_err(|error| unreadable(&error))?;
-    let input = BufReader::with_capacity(256 * 1024, input.take(meta.len().max(LARGEST)));
-    file::read(input, LARGEST).map_err(|error| unreadable(&error))
+    file::read(BufReader::with_capacity(256 * 1024, input), LARGEST).map_err(|error| unreadable(&error))
 }
 
 fn create(path: &Path) -> Result<BufWriter<File>, Failure> {

@@ -10,7 +10,7 @@ use datapath_agent::{DatapathStatus, StatusError};
 use labctl_provider::{Host, Lab, Place};
 
 use super::interrupt::Interrupt;
-use super::role::{Role, RoleError, finish, read};
+use super::role::{Role, RoleError};
 
 /// Where an agent in a cluster pins, in its node's file system.
 const PIN_DIR: &str = "/sys/fs/bpf/labctl";
@@ -69,19 +69,12 @@ fn ask<'a>(lab: &'a Lab, node: &'a Host) -> Asked<'a> {
 }
 
 fn answer(asked: Asked<'_>, interrupt: &Interrupt) -> Result<DatapathStatus, DatapathError> {
-    const AWAITED: &str = "its status";
     match asked {
         Asked::Pins(host, dir) => {
             let status = host.enter(|| datapath_agent::status(&dir));
             let enter = |source| DatapathError::Enter { host: host.name.clone(), source };
             Ok(status.map_err(enter)??)
         }
-        Asked::Role(role) => {
-            let mut role = role?;
-            role.close_stdin();
-            let what = role.what().to_owned();
-            let line = finish(vec![role], interrupt, AWAITED, LIMIT)?.concat();
-            Ok(read(line, &what, AWAITED)?)
-        }
+        Asked::Role(role) => Ok(role?.answer(interrupt, "its status", LIMIT)?),
     }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use datapath_agent::{DropWatch, DropWatchError, SeenDrop};
+use labctl_provider::boot_id;
 use labctl_verdict::KernelDrops;
 use labctl_wire::facts::{DroppedPacket, HostFacts};
 
@@ -25,8 +26,8 @@ pub(crate) struct Drops {
 impl Drops {
     /// Begins to watch. Never fails: a run without is a run with less evidence.
     pub(crate) fn watch(observed: &BTreeMap<String, HostFacts>) -> Self {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let is_here = |facts: &HostFacts| facts.netns != 0 && facts.boot == boot.trim();
+        let boot = boot_id();
+        let is_here = |facts: &HostFacts| facts.netns != 0 && facts.boot == boot;
         let hosts: BTreeMap<u32, String> = observed
             .iter()
             .filter(|(_, facts)| is_here(facts))

@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::record::{FILES, RESULTS};
-use super::run_dir::{ROOT, open_folder};
+use super::run_dir::{ROOT, open_folder, root_below};
 
 /// How much may stay.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,9 +52,8 @@ struct Run {
     path: PathBuf,
     folder: Flock<OwnedFd>,
     bytes: u64,
-    /// When its last file was written.
-    at: SystemTime,
-    complete: bool,
+    /// When its last file was written; `None` for a run that never came to that.
+    completed: Option<SystemTime>,
 }
 
 /// Removes runs whose `verify` was killed, and the oldest beyond the limits.
@@ -66,10 +65,9 @@ pub(crate) fn collect(base: &Path, retention: Retention) -> Vec<Collected> {
     let mut labs = Vec::new();
     for lab in names(root.as_fd()) {
         let Ok(folder) = open_folder(root.as_fd(), &lab) else { continue };
-        let path = base.join(ROOT).components().collect::<PathBuf>().join(&lab);
-        let path = path.strip_prefix(".").map_or(path.clone(), Path::to_owned);
+        let path = root_below(base).join(&lab);
         let (complete, killed): (Vec<_>, Vec<_>) =
-            runs(folder.as_fd(), &path).into_iter().partition(|run| run.complete);
+            runs(folder.as_fd(), &path).into_iter().partition(|run| run.completed.is_some());
         killed
             .into_iter()
             .for_each(|run| collected.push(remove(folder.as_fd(), run, "its verify was killed")));
@@ -89,14 +87,13 @@ pub(crate) fn collect(base: &Path, retention: Retention) -> Vec<Collected> {
 }
 
 /// Removes the oldest runs of all labs until the rest is small enough.
-fn shrink(labs: Vec<(OwnedFd, Vec<Run>)>, most: u64, collected: &mut Vec<Collected>) {
+fn shrink(mut labs: Vec<(OwnedFd, Vec<Run>)>, most: u64, collected: &mut Vec<Collected>) {
     let mut total: u64 = labs.iter().flat_map(|(_, runs)| runs).map(|run| run.bytes).sum();
     let mut old = Vec::new();
     for (lab, (_, runs)) in labs.iter().enumerate() {
-        old.extend(runs.iter().rev().skip(1).map(|run| (run.at, lab, run.number)));
+        old.extend(runs.iter().rev().skip(1).map(|run| (run.completed, lab, run.number)));
     }
     old.sort_unstable();
-    let mut labs = labs;
     for (_, lab, number) in old {
         if total <= most {
             break;
@@ -115,14 +112,9 @@ fn runs(lab: BorrowedFd<'_>, path: &Path) -> Vec<Run> {
         let number = name.strip_prefix("run-")?.parse().ok()?;
         let folder = open_folder(lab, &name).ok()?;
         let folder = Flock::lock(folder, FlockArg::LockExclusiveNonblock).ok()?;
-        let files: Vec<_> = FILES.iter().filter_map(|file| size(folder.as_fd(), file)).collect();
-        let own = || nix::sys::stat::fstat(folder.as_fd()).ok();
-        let made = own().and_then(|s| u64::try_from(s.st_mtime).ok()).unwrap_or(0);
-        let at = files.iter().map(|(_, at)| *at).max();
-        let at = at.unwrap_or(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(made));
-        let complete = size(folder.as_fd(), RESULTS).is_some();
-        let bytes = files.iter().map(|(bytes, _)| bytes).sum();
-        Some(Run { number, path: path.join(&name), folder, bytes, at, complete })
+        let completed = size(folder.as_fd(), RESULTS).map(|(_, at)| at);
+        let bytes = FILES.iter().filter_map(|file| size(folder.as_fd(), file)).map(|(bytes, _)| bytes).sum();
+        Some(Run { number, path: path.join(&name), folder, bytes, completed })
     };
     let mut runs: Vec<_> = names(lab).into_iter().filter_map(run).collect();
     runs.sort_by_key(|run| run.number);

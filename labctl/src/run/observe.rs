@@ -11,7 +11,7 @@ use labctl_provider::{Host, HostKind, InspectError, Lab, Place, observe};
 use labctl_wire::facts::{Hook, HostFacts, ProgramFacts};
 
 use super::interrupt::Interrupt;
-use super::role::{Role, RoleError, finish, read};
+use super::role::{Role, RoleError};
 
 /// How long a host may take to tell.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -69,7 +69,7 @@ pub(crate) fn hosts(lab: &Lab, interrupt: &Interrupt) -> Result<BTreeMap<String,
     for (host, asked) in asked {
         let facts = match asked? {
             Asked::Told(facts) => facts,
-            Asked::Role(role) => answer(role, interrupt)?,
+            Asked::Role(role) => role.answer(interrupt, "its facts", LIMIT)?,
         };
         told.insert(host.name.clone(), facts);
     }
@@ -91,12 +91,4 @@ fn ask(lab: &Lab, host: &Host) -> Result<Asked, ObserveError> {
     let name = || host.name.clone();
     let told = host.enter(here).map_err(|source| ObserveError::Enter { host: name(), source })?;
     told.map(Asked::Told).map_err(|source| ObserveError::Inspect { host: name(), source })
-}
-
-fn answer(mut role: Role, interrupt: &Interrupt) -> Result<HostFacts, ObserveError> {
-    const AWAITED: &str = "its facts";
-    role.close_stdin();
-    let what = role.what().to_owned();
-    let line = finish(vec![role], interrupt, AWAITED, LIMIT)?.concat();
-    Ok(read(line, &what, AWAITED)?)
 }

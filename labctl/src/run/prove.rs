@@ -122,10 +122,11 @@ impl Prove<'_> {
         step.done(&format!("{points} interfaces, canaries sent past all of them"));
 
         let step = self.progress.begin("traffic", &questions.words());
-        let dropped = self.drops();
+        let before_traffic = drops(&self.statuses());
         let answers =
             fetch.send(&questions.options, self.interrupt).map_err(|e| self.failure("send traffic", &e))?;
-        let dropped = difference(&dropped, &self.drops());
+        let statuses = self.statuses();
+        let dropped = difference(&before_traffic, &drops(&statuses));
         let (exchanges, refusals) = questions.split(answers);
         step.done(&format!("{}, {} answered", questions.words(), answered(&exchanges)));
 
@@ -135,7 +136,7 @@ impl Prove<'_> {
         self.canaries(&mut canaries)?;
         let capture = captures.stop(self.interrupt).map_err(|e| self.failure("stop the captures", &e))?;
         let kernel_drops = watch.finish();
-        let hosts = self.observed(Arc::unwrap_or_clone(before), self.observe()?);
+        let hosts = self.observed(Arc::unwrap_or_clone(before), self.observe()?, statuses);
         step.done(&format!("{} packets captured", capture.packets().len()));
         Ok(Gathered {
             capture,
@@ -158,6 +159,7 @@ impl Prove<'_> {
         &self,
         mut before: BTreeMap<String, HostFacts>,
         after: BTreeMap<String, HostFacts>,
+        mut statuses: BTreeMap<String, DatapathStatus>,
     ) -> BTreeMap<String, Observed> {
         let own = |status: DatapathStatus| {
             let program = |p: ProgramStatus| OwnProgram {
@@ -168,9 +170,6 @@ impl Prove<'_> {
             };
             status.programs.into_iter().map(program).collect()
         };
-        let statuses = statuses(self.lab, self.interrupt).into_iter();
-        let mut programs: BTreeMap<&str, Vec<OwnProgram>> =
-            statuses.filter_map(|(node, status)| Some((node, own(status.ok()?)))).collect();
         let made = |name: &str| {
             let host = self.lab.host(name).map_or(&[][..], |host| &host.interfaces);
             host.iter().map(|interface| interface.name.clone()).collect()
@@ -180,17 +179,17 @@ impl Prove<'_> {
                 made: made(&name),
                 before: before.remove(&name).unwrap_or_default(),
                 after,
-                programs: programs.remove(name.as_str()).unwrap_or_default(),
+                programs: statuses.remove(&name).map(own).unwrap_or_default(),
             };
             (name, observed)
         };
         after.into_iter().map(host).collect()
     }
 
-    /// Drop counters of every node whose datapath tells; the verdict knows of the others that they did not.
-    fn drops(&self) -> Drops {
+    /// Every node whose datapath tells; the verdict knows of the others that they did not.
+    fn statuses(&self) -> BTreeMap<String, DatapathStatus> {
         let told = statuses(self.lab, self.interrupt).into_iter();
-        told.filter_map(|(node, status)| Some((node.to_owned(), status.ok()?.drops))).collect()
+        told.filter_map(|(node, status)| Some((node.to_owned(), status.ok()?))).collect()
     }
 
     fn canaries(&self, canaries: &mut Canaries) -> Result<(), Failure> {
@@ -249,6 +248,11 @@ impl Prove<'_> {
             Failure::because(Exit::SetupFailed, doing, error)
         }
     }
+}
+
+/// Their drop counters.
+fn drops(statuses: &BTreeMap<String, DatapathStatus>) -> Drops {
+    statuses.iter().map(|(node, status)| (node.clone(), status.drops.clone())).collect()
 }
 
 /// What was dropped between two readings, of nodes that told both times.

@@ -165,6 +165,21 @@ impl Role {
         drop(self.take_stdin());
     }
 
+    /// What a role that reads nothing says, once it has ended well.
+    ///
+    /// # Errors
+    /// [`RoleError`].
+    pub(crate) fn answer<T: DeserializeOwned>(
+        mut self,
+        interrupt: &Interrupt,
+        awaited: &'static str,
+        limit: Duration,
+    ) -> Result<T, RoleError> {
+        self.close_stdin();
+        let what = self.what().to_owned();
+        read(finish(vec![self], interrupt, awaited, limit)?.concat(), &what, awaited)
+    }
+
     /// Writes its options to its stdin as one JSON document, and closes it.
     ///
     /// # Errors

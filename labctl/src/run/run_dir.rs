@@ -66,8 +66,7 @@ impl RunDir {
     }
 
     fn create_in(base: &Path, lab: &str, owner: Option<(u32, u32)>) -> Result<Self, EvidenceError> {
-        let at_root = base.join(ROOT).components().collect::<PathBuf>();
-        let at_root = at_root.strip_prefix(".").unwrap_or(&at_root).to_owned();
+        let at_root = root_below(base);
         let at_lab = at_root.join(lab);
         let folder = open(base, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
         let base = folder.map_err(|e| EvidenceError::at(base)(e.into()))?;
@@ -149,6 +148,12 @@ impl Drop for RunDir {
         let _ = unlinkat(&self.root, lab, UnlinkatFlags::RemoveDir);
         let _ = unlinkat(&self.base, ROOT, UnlinkatFlags::RemoveDir);
     }
+}
+
+/// The path of the folder for evidence, as people write it.
+pub(super) fn root_below(base: &Path) -> PathBuf {
+    let path = base.join(ROOT).components().collect::<PathBuf>();
+    path.strip_prefix(".").unwrap_or(&path).to_owned()
 }
 
 /// Opens a folder in a folder, and makes it if it is not there. A link is not followed.

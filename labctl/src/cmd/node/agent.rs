@@ -1,7 +1,6 @@
 //! `labctl node agent`: makes this node's datapath what the state on stdin says, and ends. The datapath
 //! lives on in its pins.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use datapath_agent::NodeState;
@@ -24,9 +23,7 @@ impl Args {
         let applied = datapath_agent::apply(&state, &self.pin_dir).map_err(|error| {
             Failure::because(Exit::SetupFailed, format_args!("set up the datapath of {}", state.node), &error)
         })?;
-        serde_json::to_writer(ui.stdout(), &applied)
-            .map_err(std::io::Error::from)
-            .and_then(|()| writeln!(ui.stdout()))
+        super::line(ui, &applied)
             .map_err(|error| Failure::because(Exit::SetupFailed, "say that the datapath is ready", &error))?;
         Ok(Exit::Ok)
     }

@@ -1,6 +1,5 @@
 //! `labctl node agent-status`: what the datapath that is pinned on this node is and has done.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use crate::exit::Exit;
@@ -19,9 +18,7 @@ impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
         let status = datapath_agent::status(&self.pin_dir)
             .map_err(|error| Failure::failed(Exit::SetupFailed, &error))?;
-        serde_json::to_writer(ui.stdout(), &status)
-            .map_err(io::Error::from)
-            .and_then(|()| writeln!(ui.stdout()))
+        super::line(ui, &status)
             .map_err(|error| Failure::because(Exit::SetupFailed, "say what the datapath is", &error))?;
         Ok(Exit::Ok)
     }

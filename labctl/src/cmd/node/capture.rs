@@ -1,12 +1,12 @@
 //! `labctl node capture`: records packets of this network namespace.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::ValueEnum;
 use labctl_node::capture::{self, CaptureError, CaptureOptions, CaptureReady, DEFAULT_SNAPLEN};
 use labctl_wire::HostKind;
 
+use super::line;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
 use crate::ui::Ui;
@@ -89,12 +89,4 @@ impl Args {
             ..CaptureOptions::new(&self.host, kind)
         }
     }
-}
-
-/// One JSON line on stdout.
-fn line(ui: &Ui, value: &impl serde::Serialize) -> io::Result<()> {
-    let mut out = ui.stdout();
-    serde_json::to_writer(&mut out, value)?;
-    writeln!(out)?;
-    out.flush()
 }

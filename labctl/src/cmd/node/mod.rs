@@ -4,11 +4,12 @@
 //! Owns: reading a role's options from arguments or stdin. Does not own: the roles themselves
 //! (labctl-node, datapath-agent). Each role prints JSON lines on stdout and nothing else.
 
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
 
 use clap::Subcommand;
 use labctl_provider::join_pod;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::exit::Exit;
@@ -98,4 +99,12 @@ fn options_from_stdin<T: DeserializeOwned>(what: &str) -> Result<T, Failure> {
     serde_json::from_str(&text).map_err(|error| {
         Failure::because(Exit::Usage, format_args!("read {what} from stdin as JSON"), &error)
     })
+}
+
+/// One JSON line on stdout.
+fn line(ui: &Ui, value: &impl Serialize) -> io::Result<()> {
+    let mut out = ui.stdout();
+    serde_json::to_writer(&mut out, value)?;
+    writeln!(out)?;
+    out.flush()
 }

@@ -1,7 +1,5 @@
 //! `labctl node observe`: what this network namespace is made of, as one JSON line.
 
-use std::io::{self, Write};
-
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
 use crate::run::observe;
@@ -15,9 +13,7 @@ impl Args {
     pub(crate) fn exec(self, ui: &Ui) -> Outcome {
         let facts = observe::here()
             .map_err(|error| Failure::because(Exit::SetupFailed, "observe this host", &error))?;
-        serde_json::to_writer(ui.stdout(), &facts)
-            .map_err(io::Error::from)
-            .and_then(|()| writeln!(ui.stdout()))
+        super::line(ui, &facts)
             .map_err(|error| Failure::because(Exit::SetupFailed, "say what this host is", &error))?;
         Ok(Exit::Ok)
     }
